@@ -1,0 +1,122 @@
+"""Plain decoding, one token per row and step: the baseline, and what speculation must reproduce.
+
+It shares no loop code with `speculate`, so that the two can be held against each other.
+"""
+
+import time
+
+import torch
+from torch import Tensor
+
+from qspec_decode import request
+from qspec_decode.noise import Purpose, Seed, row_seeds, uniform
+from qspec_decode.output import DecodingOutput, Streamer
+from qspec_decode.protocol import Model
+from qspec_decode.sampling import SamplingParams, draw, probabilities
+
+
+def generate(
+    model: Model,
+    input_ids: request.InputIds,
+    attention_mask: Tensor | None = None,
+    *,
+    target: str = "bf16",
+    sampling: SamplingParams | None = None,
+    streamer: Streamer | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: Seed = None,
+    eos_token_id: int | tuple[int, ...] | None = None,
+) -> DecodingOutput:
+    """Decode with one precision of the model, without speculation.
+
+    Parameters
+    ----------
+    model
+        A loaded model.
+    input_ids, attention_mask
+        Prompts [batch, length], padded on either side where the mask is 0; or a list of lists.
+    target
+        The precision that decodes.
+    sampling
+        How tokens are chosen; the keyword options after it set single fields of it.
+    streamer
+        Receives tokens as they are made.
+
+    Raises
+    ------
+    UsageError
+        Prompts, precision or options that cannot be served; the message says which and why.
+    """
+    params = request.sampling_params(
+        sampling,
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "eos_token_id": eos_token_id,
+        },
+    )
+    precision = request.loaded_precision(model, target)
+    prompts = request.prompts(model, input_ids, attention_mask)
+    eos = request.eos_ids(model, params)
+    pairs = row_seeds(params.seed, len(prompts))
+    seeds = torch.tensor(pairs)
+
+    began = time.perf_counter()
+    capacity = min(max(map(len, prompts)) + params.max_new_tokens, model.max_positions)
+    cache = model.new_cache(len(prompts), capacity, precision)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    active = torch.arange(len(prompts))
+    logits = model.forward(
+        torch.tensor([token for prompt in prompts for token in prompt]),
+        active.repeat_interleave(lengths),
+        torch.cat([torch.arange(n) for n in lengths.tolist()]),
+        cache,
+        precision,
+        logits_at=lengths.cumsum(0) - 1,
+    )
+    token_ids: list[list[int]] = [[] for _ in prompts]
+    finish_reasons = [""] * len(prompts)
+    prefill_seconds = 0.0
+    num_steps = 0
+    while True:
+        if params.greedy:
+            tokens = logits.argmax(-1)
+        else:
+            numbers = uniform(seeds[active], 0, Purpose.DRAW, lengths[active, None])
+            tokens = draw(probabilities(logits, params), numbers[:, 0])
+        lengths[active] += 1
+        for row, token in zip(active.tolist(), tokens.tolist(), strict=True):
+            token_ids[row].append(token)
+            if token in eos:
+                finish_reasons[row] = "stop"
+            elif len(token_ids[row]) == params.max_new_tokens or lengths[row] == model.max_positions:
+                finish_reasons[row] = "length"
+        if streamer:
+            streamer.put(active.tolist(), tokens[:, None].tolist(), [0] * len(active))
+        if not prefill_seconds:
+            prefill_seconds = time.perf_counter() - began
+        going = torch.tensor([not finish_reasons[row] for row in active.tolist()])
+        active, tokens = active[going], tokens[going]
+        if not len(active):
+            break
+        logits = model.forward(tokens, active, lengths[active] - 1, cache, precision)
+        num_steps += 1
+    if streamer:
+        streamer.end()
+    return DecodingOutput(
+        sequences=[torch.tensor(p + t) for p, t in zip(prompts, token_ids, strict=True)],
+        token_ids=token_ids,
+        finish_reasons=finish_reasons,
+        lossless=True,
+        reference=precision,
+        seeds=pairs,
+        num_target_steps=num_steps,
+        prefill_seconds=prefill_seconds,
+        decode_seconds=time.perf_counter() - began - prefill_seconds,
+    )

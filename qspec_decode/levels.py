@@ -1,0 +1,216 @@
+"""A level of the ladder that decodes with one precision of one model, alone or with a level below drafting.
+
+What a level hands up is distributed exactly as it declares, because
+its tokens come out of its own verification (accepted, residual or bonus alike) and because the number
+of tokens is decided before they are drawn. That is what makes any depth lossless (design section 3).
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from qspec_decode.accept import greedy, standard
+from qspec_decode.noise import Purpose, uniform
+from qspec_decode.protocol import Cache, Model
+from qspec_decode.proposal import Level, Proposal, Run
+from qspec_decode.sampling import probabilities
+from qspec_decode.stats import SpecDecodingStats
+
+
+@dataclass(frozen=True)
+class Emission:
+    """Tokens that one round of a level committed, in the form of `Proposal`, and how they came about.
+
+    Parameters
+    ----------
+    ids, num_tokens
+        Committed ids padded on the right, and their number, 1..k+1.
+    num_draft_tokens, num_accepted_tokens
+        Per row, how many drafts there were and how many stood.
+    probs
+        The level's own distribution at every committed position; None when greedy.
+    """
+
+    ids: Int64[Tensor, "rows k+1"]
+    num_tokens: Int64[Tensor, " rows"]
+    num_draft_tokens: Int64[Tensor, " rows"]
+    num_accepted_tokens: Int64[Tensor, " rows"]
+    probs: Float[Tensor, "rows k+1 vocab"] | None
+
+
+@dataclass
+class SharedCache:
+    """A KV cache and how much of each row of it is in use.
+
+    Levels of one architecture share one instance. `valid[row]` leading positions hold keys and values
+    of the tokens that stand in the buffer, computed by some level at or below the one that needs them
+    next; a level's verification rewrites every position from its own last committed token on.
+    """
+
+    cache: Cache
+    valid: Int64[Tensor, " batch"]
+
+
+class ModelLevel:
+    """One precision of one model, decoding alone or verifying what the level below drafts.
+
+    Parameters
+    ----------
+    run
+        Shared state of the call.
+    model, precision
+        What computes the logits.
+    cache
+        Shared with every other level of the same model.
+    index
+        0 for the target, counted downward; names the noise streams.
+    draft_head
+        Let the model use a cheaper output matrix where it has one.
+    inner
+        The level below with the number of tokens asked of it per round, or None.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: Model,
+        precision: str,
+        cache: SharedCache,
+        *,
+        index: int = 0,
+        draft_head: bool = False,
+        name: str = "",
+        inner: "tuple[Level, int] | None" = None,
+    ):
+        self.name = name or precision
+        self.stats = SpecDecodingStats(inner[0].name) if inner else None
+        self._run, self._model, self._precision, self._cache = run, model, precision, cache
+        self._index, self._draft_head, self._inner = index, draft_head, inner
+
+    def prefill(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
+        """Compute keys and values of the prompts, all but each row's last token, here and below."""
+        starts, ends = self._cache.valid[rows], (lengths - 1).clamp(max=self._model.max_positions)
+        behind = starts < ends
+        if bool(behind.any()):
+            self._forward(rows[behind], starts[behind], ends[behind] - 1, ends[behind])
+        if self._inner:
+            self._inner[0].prefill(rows, lengths)
+
+    def keep(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
+        """Roll back: an integer per row. What lies in the cache beyond it is overwritten when needed."""
+        self._cache.valid[rows] = torch.minimum(self._cache.valid[rows], lengths)
+        if self._inner:
+            self._inner[0].keep(rows, lengths)
+
+    def propose(
+        self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"], counts: Int64[Tensor, " rows"]
+    ) -> Proposal:
+        """Extend each row by `counts` tokens, fewer only where this model's positions end."""
+        counts = torch.minimum(counts, self._model.max_positions - lengths).clamp(min=0)
+        k = int(counts.max())
+        ids = torch.zeros(len(rows), k, dtype=torch.int64)
+        probs = None if self._run.sampling.greedy else torch.zeros(len(rows), k, self._model.vocab_size)
+        done = torch.zeros_like(counts)
+        while bool((left := counts - done).any()):
+            at = left.nonzero()[:, 0]
+            emission = self.round(rows[at], lengths[at] + done[at], left[at])
+            for j in range(emission.ids.shape[1]):
+                # column j of the emission is real for the rows that emitted more than j tokens
+                real = emission.num_tokens > j
+                to = at[real]
+                ids[to, done[to] + j] = emission.ids[real, j]
+                if probs is not None and emission.probs is not None:
+                    probs[to, done[to] + j] = emission.probs[real, j]
+            done[at] += emission.num_tokens
+        return Proposal(ids, counts, probs)
+
+    def round(
+        self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"], limits: Int64[Tensor, " rows"]
+    ) -> Emission:
+        """Draft, verify, accept, commit: 1 to k+1 tokens per row and never more than `limits`.
+
+        Drafts are limited to limits - 1, so that a round never commits a token that must be cut.
+        """
+        # lower levels move `valid` on past this level's own tokens, so the start is taken first
+        starts = torch.minimum(self._cache.valid[rows], lengths - 1)
+        proposal = self._draft(rows, lengths, limits)
+        began = time.perf_counter()
+        drafted = proposal.num_tokens
+        logits = self._forward(rows, starts, lengths - 1, lengths + drafted)
+        accepted, following, probs = self._accept(rows, lengths, proposal, logits)
+
+        ends = lengths + accepted
+        self._run.buffer.write(rows, ends, following)
+        self.keep(rows, ends)
+        # a round with nothing to draft for, such as the prefill, is no verification
+        if self.stats and int(limits.max()) > 1:
+            self.stats.record(drafted, accepted)
+            self.stats.verify_time += time.perf_counter() - began
+        ids = torch.cat([proposal.ids, following[:, None]], 1)
+        ids.scatter_(1, accepted[:, None], following[:, None])
+        return Emission(ids, accepted + 1, drafted, accepted, probs)
+
+    def all_stats(self) -> Iterator[SpecDecodingStats]:
+        """Statistics of every draft level below, the nearest first."""
+        if self._inner and self.stats:
+            yield self.stats
+            if isinstance(self._inner[0], ModelLevel):
+                yield from self._inner[0].all_stats()
+
+    def _draft(self, rows: Tensor, lengths: Tensor, limits: Tensor) -> Proposal:
+        nothing = Proposal(lengths.new_zeros(len(rows), 0), torch.zeros_like(lengths), None)
+        if not self._inner:
+            return nothing
+        level, num_speculative_tokens = self._inner
+        counts = (limits - 1).clamp(max=num_speculative_tokens)
+        if not bool(counts.any()):
+            return nothing
+        began = time.perf_counter()
+        proposal = level.propose(rows, lengths, counts)
+        if self.stats:
+            self.stats.draft_time += time.perf_counter() - began
+        return proposal
+
+    def _forward(self, rows: Tensor, starts: Tensor, wanted: Tensor, ends: Tensor) -> Tensor:
+        """Run positions starts..ends-1; logits float32 [sum(ends - wanted), vocab], rows in order."""
+        flat = self._run.buffer.flat(rows, starts, wanted, ends)
+        logits = self._model.forward(
+            flat.ids,
+            flat.rows,
+            flat.positions,
+            self._cache.cache,
+            self._precision,
+            logits_at=flat.logits_at,
+            draft_head=self._draft_head,
+        )
+        self._cache.valid[rows] = ends
+        return logits
+
+    def _accept(
+        self, rows: Tensor, lengths: Tensor, proposal: Proposal, logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Decide; returns accepted counts, the following ids, and this level's distributions if sampled."""
+        drafted, k = proposal.num_tokens, proposal.ids.shape[1]
+        if self._run.sampling.greedy:
+            target_ids = _rectangle(logits.argmax(-1), drafted + 1, k + 1)
+            return *greedy.accept(proposal.ids, drafted, target_ids), None
+        probs = _rectangle(probabilities(logits, self._run.sampling), drafted + 1, k + 1)
+        seeds = self._run.seeds[rows]
+        positions = lengths[:, None] + torch.arange(k + 1)
+        draws = uniform(seeds, self._index, Purpose.DRAW, positions)
+        coins = uniform(seeds, self._index, Purpose.COIN, positions[:, :k])
+        accepted, following = standard.accept(proposal.ids, drafted, proposal.probs, probs, coins, draws)
+        return accepted, following, probs
+
+
+def _rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
+    """Ragged rows laid end to end, `counts` entries each, as [rows, width, ...], zeros on the right."""
+    if len(flat) == len(counts) * width:
+        return flat.view(len(counts), width, *flat.shape[1:])
+    out = flat.new_zeros(len(counts), width, *flat.shape[1:])
+    out[torch.arange(width) < counts[:, None]] = flat
+    return out

@@ -1,0 +1,82 @@
+"""Counter-based noise: a uniform number is a function of (row seed, stream, position).
+
+Nothing is drawn from a generator with a state, so a row's noise does not depend on its neighbours
+in the batch, on how many tokens a round commits, or on the order in which positions are visited.
+Every level and purpose has its own stream: a number shared by a drafter's draw, an acceptance coin
+and a residual draw would bias the output.
+"""
+
+import secrets
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from qspec_kernels import UsageError
+
+RowSeed = tuple[int, int]
+Seed = int | Sequence[int | RowSeed] | None
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+class Purpose(IntEnum):
+    """What a number is used for: an acceptance coin, or drawing a token (drafted, residual or bonus)."""
+
+    COIN = 0
+    DRAW = 1
+
+
+def row_seeds(seed: Seed, batch_size: int) -> list[RowSeed]:
+    """One seed pair per row.
+
+    An integer s gives row r the pair (s, r); a sequence gives row r its r-th entry, where an integer
+    s stands for (s, 0); None draws a fresh s. Passing a result's `seeds` back reproduces it, also for
+    a subset of its rows.
+
+    Raises
+    ------
+    UsageError
+        A sequence whose length is not the batch size, or a seed outside 0 .. 2**63 - 1.
+    """
+    if seed is None:
+        seed = secrets.randbits(62)
+    if isinstance(seed, int):
+        pairs = [(seed, row) for row in range(batch_size)]
+    else:
+        if len(seed) != batch_size:
+            raise UsageError(
+                f"{len(seed)} seeds were given for {batch_size} rows",
+                "Pass one integer for the whole batch, or one seed per row.",
+            )
+        pairs = [(s, 0) if isinstance(s, int) else (s[0], s[1]) for s in seed]
+    for pair in pairs:
+        if not all(0 <= part < 1 << 63 for part in pair):
+            raise UsageError(f"seed {pair} is outside 0 .. 2**63 - 1")
+    return pairs
+
+
+def uniform(
+    seeds: Int64[Tensor, "rows 2"], level: int, purpose: Purpose, positions: Int64[Tensor, "rows n"]
+) -> Float64[Tensor, "rows n"]:
+    """Numbers in [0, 1) with 53 random bits, one per row and absolute position.
+
+    The four words are absorbed one after the other into a 64-bit state, each followed by the
+    finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which is a bijection.
+    """
+    state = _mix(seeds[:, :1] + _GOLDEN)
+    state = _mix((state ^ seeds[:, 1:]) + _GOLDEN)
+    state = _mix((state ^ (2 * level + int(purpose))) + _GOLDEN)
+    state = _mix((state ^ positions) + _GOLDEN)
+    return ((state >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def _mix(state: Tensor) -> Tensor:
+    # int64 arithmetic wraps; the masks turn arithmetic shifts into logical ones
+    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _MULTIPLY_1
+    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _MULTIPLY_2
+    return state ^ ((state >> 31) & ((1 << 33) - 1))

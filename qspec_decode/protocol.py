@@ -1,0 +1,60 @@
+"""`Model`: all that decoding asks of a model, so that tests can put tables in its place."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """Keys and values by row and position; only the model that made it looks inside."""
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+
+class Model(Protocol):
+    """A causal language model that can be run in several precisions over one cache.
+
+    `vocab_size` is the width of the logits, `max_positions` the longest sequence, `precisions` the
+    names that `forward` accepts, `eos_token_ids` the ids that end a text.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def precisions(self) -> tuple[str, ...]: ...
+
+    def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
+        """Memory for `batch_size` sequences of up to `capacity` positions."""
+        ...
+
+    def forward(
+        self,
+        ids: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        # Any, because a parameter of type Cache would refuse models that name their own class here
+        cache: Any,
+        precision: str,
+        *,
+        logits_at: Tensor | None = None,
+        draft_head: bool = False,
+    ) -> Tensor:
+        """Run a flat batch of tokens: token t is `ids[t]` at `positions[t]` of sequence `rows[t]`.
+
+        Any number of tokens of any rows, positions ascending within a row; each sees the tokens
+        before it in its row, from the cache or from this call. Returns next-token logits
+        [len(logits_at) or T, vocab_size] in float32, with -inf for ids that cannot be drawn.
+        `draft_head` allows a cheaper output matrix where the precision has one.
+        """
+        ...

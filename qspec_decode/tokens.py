@@ -1,0 +1,71 @@
+"""The tokens of a batch: one buffer for committed and speculative ids, and flat calls made from it."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlatTokens:
+    """A ragged selection of tokens in the flat form that `Model.forward` takes.
+
+    Parameters
+    ----------
+    ids, rows, positions
+        One entry per token: its id, its row of the batch, its absolute position.
+    logits_at
+        Indices of the tokens whose logits are wanted; None for all of them.
+    """
+
+    ids: Int64[Tensor, " tokens"]
+    rows: Int64[Tensor, " tokens"]
+    positions: Int64[Tensor, " tokens"]
+    logits_at: Int64[Tensor, " wanted"] | None
+
+
+class TokenBuffer:
+    """Ids of every row by absolute position.
+
+    What lies beyond a level's own length is scratch: lower levels write their drafts there, and
+    whoever verifies them overwrites what it corrects.
+
+    Parameters
+    ----------
+    prompts
+        Ids of each row's prompt.
+    capacity
+        Longest row ever held.
+    """
+
+    def __init__(self, prompts: list[list[int]], capacity: int):
+        self.ids = torch.zeros(len(prompts), capacity, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            self.ids[row, : len(prompt)] = torch.tensor(prompt)
+
+    def write(
+        self, rows: Int64[Tensor, " n"], positions: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]
+    ) -> None:
+        """Set one id per row."""
+        self.ids[rows, positions] = ids
+
+    def flat(
+        self,
+        rows: Int64[Tensor, " n"],
+        starts: Int64[Tensor, " n"],
+        wanted: Int64[Tensor, " n"],
+        ends: Int64[Tensor, " n"],
+    ) -> FlatTokens:
+        """Tokens starts..ends-1 of each row, with logits wanted from position `wanted` on.
+
+        Raises nothing: starts <= wanted < ends is the caller's invariant.
+        """
+        counts = ends - starts
+        firsts = counts.cumsum(0) - counts
+        flat_rows = rows.repeat_interleave(counts)
+        positions = torch.arange(len(flat_rows)) + (starts - firsts).repeat_interleave(counts)
+        logits_at = None
+        if not torch.equal(starts, wanted):
+            logits_at = (positions >= wanted.repeat_interleave(counts)).nonzero()[:, 0]
+        return FlatTokens(self.ids[flat_rows, positions], flat_rows, positions, logits_at)
