@@ -98,7 +98,8 @@ def generate(
             elif len(token_ids[row]) == params.max_new_tokens or lengths[row] == model.max_positions:
                 finish_reasons[row] = "length"
         if streamer:
-            streamer.put(active.tolist(), tokens[:, None].tolist(), [0] * len(active))
+            none = [0] * len(active)
+            streamer.put(active.tolist(), tokens[:, None].tolist(), none, none)
         if not prefill_seconds:
             prefill_seconds = time.perf_counter() - began
         going = torch.tensor([not finish_reasons[row] for row in active.tolist()])

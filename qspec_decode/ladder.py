@@ -67,8 +67,8 @@ class SpeculativeConfig:
                 )
         if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:
             raise UsageError(
-                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max {self.prompt_lookup_max}; "
-                "expected 1 <= min <= max"
+                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max is "
+                f"{self.prompt_lookup_max}; expected 1 <= min <= max"
             )
 
 

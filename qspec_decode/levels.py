@@ -15,8 +15,8 @@ from torch import Tensor
 
 from qspec_decode.accept import greedy, standard
 from qspec_decode.noise import Purpose, uniform
-from qspec_decode.protocol import Cache, Model
 from qspec_decode.proposal import Level, Proposal, Run
+from qspec_decode.protocol import Cache, Model
 from qspec_decode.sampling import probabilities
 from qspec_decode.stats import SpecDecodingStats
 
@@ -35,11 +35,11 @@ class Emission:
         The level's own distribution at every committed position; None when greedy.
     """
 
-    ids: Int64[Tensor, "rows k+1"]
+    ids: Int64[Tensor, "rows width"]
     num_tokens: Int64[Tensor, " rows"]
     num_draft_tokens: Int64[Tensor, " rows"]
     num_accepted_tokens: Int64[Tensor, " rows"]
-    probs: Float[Tensor, "rows k+1 vocab"] | None
+    probs: Float[Tensor, "rows width vocab"] | None
 
 
 @dataclass

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Sequence
 from enum import IntEnum
 
-import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 

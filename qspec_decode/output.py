@@ -1,7 +1,7 @@
 """What `generate` and `speculate` return, and how they report tokens on the way."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int64
 from torch import Tensor
@@ -10,14 +10,17 @@ from qspec_decode.noise import RowSeed
 from qspec_decode.stats import SpecDecodingStats
 
 
+@runtime_checkable
 class Streamer(Protocol):
     """Receives committed tokens round by round; nothing handed over is ever taken back."""
 
-    def put(self, rows: list[int], tokens: list[list[int]], num_accepted: list[int]) -> None:
+    def put(
+        self, rows: list[int], tokens: list[list[int]], num_drafted: list[int], num_accepted: list[int]
+    ) -> None:
         """New tokens of some rows.
 
         The first `num_accepted[i]` of `tokens[i]` are drafts that stood; the one behind them, if any,
-        is the target's own.
+        is the target's own: a bonus if all `num_drafted[i]` drafts stood, else a correction.
         """
         ...
 
@@ -52,7 +55,7 @@ class DecodingOutput:
         The prefill yields each row's first token, so decoding makes one token less.
     """
 
-    sequences: list[Int64[Tensor, " length"]]
+    sequences: list[Int64[Tensor, " _"]]
     token_ids: list[list[int]]
     finish_reasons: list[str]
     lossless: bool

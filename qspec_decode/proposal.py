@@ -1,7 +1,7 @@
 """What a draft level is to the level above it, and what all levels of one call share."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -38,6 +38,7 @@ class Proposal:
     probs: Float[Tensor, "rows k vocab"] | None
 
 
+@runtime_checkable
 class Level(Protocol):
     """What the level above needs of the one below."""
 

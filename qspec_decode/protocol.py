@@ -1,10 +1,11 @@
 """`Model`: all that decoding asks of a model, so that tests can put tables in its place."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class Cache(Protocol):
     """Keys and values by row and position; only the model that made it looks inside."""
 
@@ -15,6 +16,7 @@ class Cache(Protocol):
     def capacity(self) -> int: ...
 
 
+@runtime_checkable
 class Model(Protocol):
     """A causal language model that can be run in several precisions over one cache.
 

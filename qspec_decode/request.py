@@ -26,16 +26,20 @@ def prompts(model: Model, input_ids: InputIds, attention_mask: Tensor | None) ->
     ------
     UsageError
         No rows, an empty row, an id outside the vocabulary, a row that fills all positions of the
-        model, or a mask of another shape.
+        model, ids that are no integers, or a mask of another shape.
     """
     if isinstance(input_ids, Tensor):
         ids = input_ids[None] if input_ids.ndim == 1 else input_ids
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.reshape(-1, ids.shape[-1])
-        if ids.ndim != 2 or mask.shape != ids.shape:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if ids.ndim != 2 or mask.shape not in (input_ids.shape, ids.shape):
+            masked = "" if attention_mask is None else f" and attention_mask {tuple(mask.shape)}"
             raise UsageError(
-                f"input_ids has shape {tuple(input_ids.shape)} and attention_mask "
-                f"{None if attention_mask is None else tuple(attention_mask.shape)}; expected [batch, length] for both"
+                f"input_ids has shape {tuple(input_ids.shape)}{masked}; expected [batch, length]",
+                "A mask has the shape of the ids.",
             )
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise UsageError(f"input_ids has dtype {ids.dtype}; expected an integer dtype")
+        mask = mask.view(ids.shape)
         rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
     else:
         if attention_mask is not None:
@@ -44,24 +48,29 @@ def prompts(model: Model, input_ids: InputIds, attention_mask: Tensor | None) ->
     if not rows:
         raise UsageError("input_ids has no rows; expected at least one prompt")
     for index, row in enumerate(rows):
-        if not row:
-            raise UsageError(
-                f"prompt {index} is empty; expected at least one token",
-                "Start from the model's bos_token_id if there is no text.",
-            )
-        outside = [token for token in row if not 0 <= token < model.vocab_size]
-        if outside:
-            raise UsageError(
-                f"prompt {index} holds id {outside[0]}; expected 0 .. {model.vocab_size - 1}",
-                "Encode the text with the tokenizer of this checkpoint.",
-            )
-        if len(row) >= model.max_positions:
-            raise UsageError(
-                f"prompt {index} has {len(row)} tokens; the model has {model.max_positions} positions, "
-                "and one must be left to generate",
-                f"Cut the prompt to at most {model.max_positions - 1} tokens.",
-            )
+        check_prompt(row, f"prompt {index}", model.vocab_size, model.max_positions)
     return rows
+
+
+def check_prompt(ids: Sequence[int], where: str, vocab_size: int, max_positions: int) -> None:
+    """Raise a `UsageError` that begins with `where` if a model of these limits cannot go on from `ids`."""
+    if not ids:
+        raise UsageError(
+            f"{where} is empty; expected at least one token",
+            "Start from the model's bos_token_id if there is no text.",
+        )
+    outside = [token for token in ids if not 0 <= token < vocab_size]
+    if outside:
+        raise UsageError(
+            f"{where} holds id {outside[0]}; expected 0 .. {vocab_size - 1}",
+            "Encode the text with the tokenizer of this checkpoint.",
+        )
+    if len(ids) >= max_positions:
+        raise UsageError(
+            f"{where} has {len(ids)} tokens; the model has {max_positions} positions, "
+            "and one must be left to generate",
+            f"Cut the prompt to at most {max_positions - 1} tokens.",
+        )
 
 
 def sampling_params(sampling: SamplingParams | None, given: dict[str, Any]) -> SamplingParams:

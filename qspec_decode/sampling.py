@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from qspec_decode.noise import Seed
-from qspec_kernels import UsageError
+from qspec_kernels import QSpecError, UsageError
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,20 @@ def probabilities(logits: Float[Tensor, "*n vocab"], params: SamplingParams) -> 
     """The distribution that tokens are drawn from: temperature, then top-k, then top-p, as in transformers.
 
     Filters act on what the earlier ones left. Only for temperature > 0.
+
+    Raises
+    ------
+    QSpecError
+        Logits with a NaN, or without a finite maximum: there is no distribution to draw from.
     """
     # the maximum is taken out first: at a tiny temperature the quotient would overflow
-    scaled = (logits - logits.amax(-1, keepdim=True)) / params.temperature
+    highest = logits.amax(-1, keepdim=True)
+    if not bool(highest.isfinite().all()):
+        raise QSpecError(
+            "the model returned logits that are NaN or without a finite maximum; expected finite ones",
+            "Look for weights that are not finite or that overflow, or run the target in another precision.",
+        )
+    scaled = (logits - highest) / params.temperature
     if 0 < params.top_k < logits.shape[-1]:
         kth = scaled.topk(params.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < kth, -torch.inf)

@@ -155,7 +155,7 @@ class _Rows:
             self.token_ids[row] += ids
             new_tokens.append(ids)
         if streamer:
-            streamer.put(rows.tolist(), new_tokens, accepted)
+            streamer.put(rows.tolist(), new_tokens, emission.num_draft_tokens.tolist(), accepted)
         self.active = torch.tensor(
             [row for row in self.active.tolist() if not self.finish_reasons[row]], dtype=torch.int64
         )

@@ -1,0 +1,127 @@
+"""Who runs against whom: ladders, and plain decoding of the targets they share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from qspec_decode import ladder
+from qspec_decode.generate import generate
+from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
+from qspec_decode.model import Transformer
+from qspec_decode.output import DecodingOutput, Streamer
+from qspec_decode.sampling import SamplingParams
+from qspec_decode.speculate import speculate
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A target precision and the drafts below it by name; none for plain decoding."""
+
+    target: str
+    drafts: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """As people write it: `bf16 <- mxfp4 <- small`."""
+        return " <- ".join([self.target, *self.drafts]) if self.drafts else f"{self.target} alone"
+
+    @property
+    def plain(self) -> "Contender":
+        """The baseline: the same target without drafts."""
+        return Contender(self.target)
+
+    @property
+    def num_speculative_tokens(self) -> list[int]:
+        """K per level."""
+        return ladder.num_speculative_tokens(SpeculativeConfig(), self.target, list(self.drafts))
+
+
+LADDERS = (
+    Contender("bf16", ("mxfp4",)),
+    Contender("bf16", ("mxfp4", "small")),
+    Contender("bf16", ("mxfp4", "ngram")),
+    Contender("bf16", ("small",)),
+    Contender("bf16", ("ngram",)),
+    Contender("w4a16", ("w4a8",)),
+    Contender("w4a16", ("w4a4",)),
+)
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The models all contenders share, and how long they run.
+
+    Parameters
+    ----------
+    model
+        Holds every precision that a contender names.
+    small
+        What the draft called "small" stands for.
+    max_new_tokens
+        Tokens of each run; end-of-text ids do not end it, so that all runs are equally long.
+    """
+
+    model: Transformer
+    small: Transformer
+    max_new_tokens: int
+
+    def decode(
+        self,
+        contender: Contender,
+        prompt: Sequence[int],
+        temperature: float,
+        seed: int = 0,
+        streamer: Streamer | None = None,
+    ) -> DecodingOutput:
+        """One prompt, alone in its batch."""
+        sampling = SamplingParams(
+            temperature=temperature, seed=[seed], max_new_tokens=self.max_new_tokens, eos_token_id=()
+        )
+        target = contender.target
+        if not contender.drafts:
+            return generate(self.model, [prompt], target=target, sampling=sampling, streamer=streamer)
+        drafts: list[Draft] = [
+            DraftModel(self.small) if name == "small" else name for name in contender.drafts
+        ]
+        config = SpeculativeConfig(contender.num_speculative_tokens)
+        return speculate(
+            self.model,
+            [prompt],
+            target=target,
+            draft=drafts,
+            sampling=sampling,
+            config=config,
+            streamer=streamer,
+        )
+
+
+@dataclass
+class Series:
+    """Everything one contender decoded at one temperature, prompt by prompt."""
+
+    contender: Contender
+    temperature: float
+    outputs: list[DecodingOutput] = field(default_factory=list)
+
+
+def interleave(
+    decode: Callable[[Contender, Sequence[int], float, int], DecodingOutput],
+    ladders: Sequence[Contender],
+    temperatures: Sequence[float],
+    prompts: Iterable[Sequence[int]],
+    report: Callable[[int, Contender, float], None],
+) -> list[Series]:
+    """Run every ladder and the plain decoding of its target on every prompt.
+
+    All take turns on a prompt before the next one comes, in an order that moves on with each prompt, so
+    that a machine that slows down or speeds up meets all of them. Prompts are taken one by one: an iterable
+    that stops early ends the measurement between two prompts. `decode` is `Arena.decode` or like it;
+    `report` is told of every turn beforehand.
+    """
+    plain = list(dict.fromkeys(contender.plain for contender in ladders))
+    series = [Series(c, t) for t in temperatures for c in (*plain, *ladders)]
+    for index, prompt in enumerate(prompts):
+        start = index % len(series)
+        for turn in series[start:] + series[:start]:
+            report(index, turn.contender, turn.temperature)
+            turn.outputs.append(decode(turn.contender, prompt, turn.temperature, index))
+    return series

@@ -1,0 +1,92 @@
+"""How every command ends: one JSON document or readable text, and errors with a way out."""
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+USAGE_STATUS, BUG_STATUS, INTERRUPTED_STATUS = 2, 1, 130
+
+
+class Commands(TyperGroup):
+    """The command group: turns errors into a message or a document, and an interrupt into status 130."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command and exit: 0, 2 for errors that the caller can mend, 1 for a bug, 130 for Ctrl-C."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        as_json = "--json" in arguments
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_note
+                status = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED_STATUS
+        except Exception as error:
+            status = _report(error, as_json)
+        if status == INTERRUPTED_STATUS:
+            print("\ninterrupted", file=sys.stderr)
+            if as_json:
+                print_json(_document("Interrupted", "the command was interrupted", "Run it again."))
+        sys.exit(status or 0)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The one document of a command, written at once when everything in it is known."""
+    sys.stdout.write(json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Something worth knowing that is no result: a line on standard error."""
+    print(text, file=sys.stderr)
+
+
+def _report(error: Exception, as_json: bool) -> int:
+    kind, message, hint, status = _describe(error)
+    if status == BUG_STATUS:
+        traceback.print_exception(error, file=sys.stderr)
+    if as_json:
+        print_json(_document(kind, message, hint))
+    else:
+        print(f"error: {message}" + (f"\nhint:  {hint}" if hint else ""), file=sys.stderr)
+    return status
+
+
+def _describe(error: Exception) -> tuple[str, str, str, int]:
+    """(type, message, hint, exit status) of anything that a command raised."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # typer's own: an option that does not exist, a number that is none
+        context = getattr(error, "ctx", None)
+        hint = f"`{context.command_path} --help` explains the options." if context else ""
+        return "UsageError", format_message().rstrip("."), hint, USAGE_STATUS
+    from qspec_kernels import QSpecError
+
+    name = type(error).__name__
+    if isinstance(error, QSpecError):
+        return name, error.message, error.hint, USAGE_STATUS
+    if isinstance(error, MemoryError):
+        return name, "there is not enough memory", "Load fewer precisions, or a smaller model.", USAGE_STATUS
+    if isinstance(error, OSError):
+        return name, str(error), "", USAGE_STATUS
+    return name, f"{name}: {error}", "This is a bug in QSpec; please report it.", BUG_STATUS
+
+
+def _document(kind: str, message: str, hint: str) -> dict[str, Any]:
+    return {"error": {"type": kind, "message": message, "hint": hint}}
+
+
+def _show_note(message: Warning | str, *_: Any, **__: Any) -> None:
+    note(f"note: {message}")

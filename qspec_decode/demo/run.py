@@ -1,0 +1,186 @@
+"""What `qspec demo` does: widen the bundled models, and let every ladder run against plain decoding.
+
+The text is a small model's, the traffic and the arithmetic are those of a real one: the bundled model has
+6.75 million parameters, and widening repeats them until it has a real model's shape.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qspec_decode.bench import agreement, bound
+from qspec_decode.bench.agreement import Agreement, Voice
+from qspec_decode.bench.contenders import LADDERS, Arena, Contender, Series, interleave
+from qspec_decode.bench.document import run_document
+from qspec_decode.bench.record import merge, why_not_of_record
+from qspec_decode.demo import prompts
+from qspec_decode.demo.widen import widen
+from qspec_decode.load import load, load_tokenizer
+from qspec_decode.model import Transformer
+from qspec_decode.output import Streamer
+from qspec_decode.tokenizer import Tokenizer
+from qspec_kernels import UsageError
+
+PRECISIONS = ("bf16", "mxfp4a8", "w4a16")
+TEMPERATURES = (0.0, 0.8)
+SHOWN = LADDERS[0]
+"""The ladder whose text is streamed first."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Everything loaded, nothing measured yet.
+
+    Parameters
+    ----------
+    scale
+        "none", or a name from `widen_plan.SCALES`.
+    arena
+        The models at that scale.
+    tokenizer
+        Of both models.
+    prompts
+        Ids of the held-out prompts that will be used, all of them at most.
+    agreements
+        Every draft against its target on the prompts' text, measured before widening.
+    load_seconds
+        Loading and widening.
+    """
+
+    scale: str
+    arena: Arena
+    tokenizer: Tokenizer
+    prompts: list[list[int]]
+    agreements: list[Agreement]
+    load_seconds: float
+
+
+def prepare(scale: str, num_prompts: int | None, max_new_tokens: int) -> Demo:
+    """Check the options, load, compare precisions on held-out text, widen.
+
+    Raises
+    ------
+    UsageError
+        More prompts than there are, or more tokens than the model has positions.
+    """
+    tokenizer = load_tokenizer("demo")
+    ids = [tokenizer.encode(prompt.text) for prompt in prompts.read()]
+    if num_prompts is not None and not 1 <= num_prompts <= len(ids):
+        raise UsageError(
+            f"--prompts is {num_prompts}, expected 1 to {len(ids)}, the held-out prompts there are"
+        )
+    began = time.perf_counter()
+    model, small = load("demo", PRECISIONS), load("demo-small", ("bf16",))
+    room = model.max_positions - max(map(len, ids))
+    if not 2 <= max_new_tokens <= room:
+        raise UsageError(
+            f"--max-new-tokens is {max_new_tokens}, expected 2 to {room}",
+            f"The first token comes from the prefill, and the model has {model.max_positions} positions.",
+        )
+    load_seconds = time.perf_counter() - began
+    agreements = _agreements(model, small, ids)
+    began = time.perf_counter()
+    if scale != "none":
+        model, small = widen(model, scale), widen(small, scale)
+    load_seconds += time.perf_counter() - began
+    return Demo(
+        scale, Arena(model, small, max_new_tokens), tokenizer, ids[:num_prompts], agreements, load_seconds
+    )
+
+
+def stream(demo: Demo, streamer: Streamer) -> None:
+    """Decode the first prompt with the first ladder, greedily, into a streamer."""
+    demo.arena.decode(SHOWN, demo.prompts[0], 0.0, streamer=streamer)
+
+
+def measure(
+    demo: Demo, deadline: float | None, report: Callable[[int, Contender, float], None]
+) -> dict[str, Any]:
+    """Run everything; returns the document of `qspec demo --json`.
+
+    With a `deadline` (on `time.perf_counter`'s clock) no prompt is begun that would probably end after
+    it, but one is always measured; without one all prompts of the demo are.
+    """
+    warm = Arena(demo.arena.model, demo.arena.small, 3)
+    interleave(warm.decode, LADDERS, (0.0,), demo.prompts[:1], report)
+    series = interleave(demo.arena.decode, LADDERS, TEMPERATURES, _until(deadline, demo.prompts), report)
+    return {
+        "scale": demo.scale,
+        "num_prompts": len(series[0].outputs),
+        "max_new_tokens": demo.arena.max_new_tokens,
+        "note": note(demo.scale),
+        "runs": [_run(demo, s, series) for s in series if s.contender.drafts],
+        "agreement": [a.to_dict() for a in demo.agreements],
+    }
+
+
+def note(scale: str) -> str:
+    """What the text and the figures are, in plain words."""
+    if scale == "none":
+        return (
+            "This is the bundled 6.75M-parameter model as it is: it fits in the processor's caches, so its "
+            "speed says nothing about real models."
+        )
+    return (
+        f"This is the bundled 6.75M-parameter model, widened to {scale}: the memory traffic and arithmetic "
+        "of a real model of that size, the text of a small one."
+    )
+
+
+def _until(deadline: float | None, ids: Sequence[list[int]]) -> Iterator[list[int]]:
+    slowest = 0.0
+    for prompt in ids:
+        began = time.perf_counter()
+        if deadline is not None and slowest and began + slowest > deadline:
+            return
+        yield prompt
+        slowest = max(slowest, time.perf_counter() - began)
+
+
+def _agreements(model: Transformer, small: Transformer, texts: list[list[int]]) -> list[Agreement]:
+    """Of every draft that is a model, against the target it drafts for; widening changes none of it."""
+    own = {name: Voice(model, name, name, draft=True) for name in ("mxfp4", "w4a8", "w4a4")}
+    sibling = Voice(small, "bf16", "small")
+    return [
+        *agreement.agreement(Voice(model, "bf16", "bf16"), [own["mxfp4"], sibling], texts),
+        *agreement.agreement(Voice(model, "w4a16", "w4a16"), [own["w4a8"], own["w4a4"]], texts),
+    ]
+
+
+def _run(demo: Demo, series: Series, everything: list[Series]) -> dict[str, Any]:
+    contender, temperature = series.contender, series.temperature
+    baseline = next(s for s in everything if (s.contender, s.temperature) == (contender.plain, temperature))
+    document = run_document(
+        series.outputs,
+        baseline.outputs,
+        drafts=contender.drafts,
+        temperature=temperature,
+        decode=demo.tokenizer.decode,
+        load_seconds=demo.load_seconds,
+    )
+    levels, k = merge([out.levels for out in series.outputs]), contender.num_speculative_tokens
+    sizes = _bytes_read(demo.arena, contender)
+    reason = why_not_of_record(
+        len(series.outputs), temperature, demo.arena.max_new_tokens, document["repeated_8gram_share"]
+    )
+    return document | {
+        "title": contender.title,
+        "num_speculative_tokens": k,
+        "prediction": bound.predict(series.outputs, baseline.outputs, levels, sizes).to_dict(),
+        "of_record": not reason,
+        "not_of_record_because": reason,
+    }
+
+
+def _bytes_read(arena: Arena, contender: Contender) -> list[int]:
+    """Per pass of the target and of each of its drafts."""
+    sizes = [bound.bytes_per_pass(arena.model, contender.target, draft=False)]
+    for name in contender.drafts:
+        if name == "ngram":
+            sizes.append(0)
+        elif name == "small":
+            sizes.append(bound.bytes_per_pass(arena.small, "bf16", draft=True))
+        else:
+            sizes.append(bound.bytes_per_pass(arena.model, name, draft=True))
+    return sizes

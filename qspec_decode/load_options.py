@@ -1,0 +1,116 @@
+"""`LoadOptions`: how a checkpoint becomes weight sets, checked before anything is read."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from qspec_decode import precision as names
+from qspec_kernels import UsageError
+
+# fields of LayerWeights that hold matrices, and the checkpoint's linears in each, in row order
+FUSED: dict[str, tuple[str, ...]] = {
+    "qkv": ("q", "k", "v"),
+    "o": ("o",),
+    "gate_up": ("gate", "up"),
+    "down": ("down",),
+}
+GROUP_SIZES = (32, 64, 128, -1)
+_FIELD_OF = {f"{part}_proj": field for field, parts in FUSED.items() for part in parts}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Parsed arguments of `load`.
+
+    Parameters
+    ----------
+    sets
+        Weight sets to make, each once.
+    group_size
+        Input features per scale of int4 weights; -1 for one scale per output row.
+    rotated
+        Sets whose weights are rotated.
+    kept
+        Matrices that quantised sets hold in bf16, as (layer, field); None stands for every one.
+    keep_head
+        Whether drafts, too, use the 16-bit output matrix.
+    dtype
+        torch.float32 or torch.float64: what "fp32" weights and all arithmetic are in.
+    """
+
+    sets: tuple[str, ...]
+    group_size: int
+    rotated: frozenset[str]
+    kept: frozenset[tuple[int | None, str | None]]
+    keep_head: bool
+    dtype: torch.dtype
+
+    def keeps(self, layer: int, field: str) -> bool:
+        """Whether quantised sets hold this matrix in bf16."""
+        return not self.kept.isdisjoint({(layer, field), (layer, None), (None, field)})
+
+
+def parse(
+    precisions: str | Iterable[str],
+    group_size: int,
+    rotate: bool | Iterable[str],
+    keep: Iterable[str],
+    dtype: torch.dtype | None,
+    num_layers: int,
+) -> LoadOptions:
+    """Check the arguments of `load` against each other and against the number of layers.
+
+    Raises
+    ------
+    UsageError
+        Naming the argument, its value and what is expected.
+    """
+    wanted = [precisions] if isinstance(precisions, str) else list(precisions)
+    if not wanted:
+        raise UsageError("precisions is empty, expected at least one, such as 'bf16'")
+    sets = tuple(dict.fromkeys(names.set_name(name) for name in wanted))
+    if group_size not in GROUP_SIZES:
+        raise UsageError(f"group_size is {group_size!r}, expected one of {', '.join(map(str, GROUP_SIZES))}")
+    if dtype not in (None, torch.float32, torch.float64):
+        raise UsageError(f"dtype is {dtype}, expected torch.float32 or torch.float64")
+    entries = [_parse_keep(entry, num_layers) for entry in ([keep] if isinstance(keep, str) else keep)]
+    return LoadOptions(
+        sets,
+        group_size,
+        _rotated(rotate, sets),
+        frozenset(entry for entry in entries if entry is not None),
+        None in entries,
+        dtype or torch.float32,
+    )
+
+
+def _rotated(rotate: bool | Iterable[str], sets: tuple[str, ...]) -> frozenset[str]:
+    if isinstance(rotate, bool):
+        return frozenset({"int4", "mxfp4"}.intersection(sets) if rotate else ())
+    chosen = [rotate] if isinstance(rotate, str) else list(rotate)
+    for name in chosen:
+        if names.set_name(name) not in sets:
+            raise UsageError(
+                f"rotate names {name!r}, whose weights are not among those loaded ({', '.join(sets)})",
+                "Name it in precisions as well.",
+            )
+    return frozenset(names.set_name(name) for name in chosen)
+
+
+def _parse_keep(entry: str, num_layers: int) -> tuple[int | None, str | None] | None:
+    """(layer, field) of an entry such as "down_proj", "layers.0" or "layers.3.q_proj"; None for "lm_head"."""
+    parts = [part for part in entry.split(".") if part not in ("model", "self_attn", "mlp", "weight")]
+    if parts == ["lm_head"]:
+        return None
+    layer = None
+    if parts[:1] == ["layers"] and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) < num_layers:
+        layer, parts = int(parts[1]), parts[2:]
+        if not parts:
+            return layer, None
+    if len(parts) == 1 and parts[0] in _FIELD_OF:
+        return layer, _FIELD_OF[parts[0]]
+    raise UsageError(
+        f"keep names {entry!r}, expected 'lm_head', 'layers.0' to 'layers.{num_layers - 1}', a linear "
+        f"({', '.join(_FIELD_OF)}), or both as in 'layers.0.down_proj'"
+    )

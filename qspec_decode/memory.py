@@ -1,0 +1,196 @@
+"""How much memory a checkpoint will take in given precisions, and how much there is."""
+
+import ctypes
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qspec_decode import config as configs
+from qspec_decode import load_options
+from qspec_decode.config import ModelConfig
+from qspec_decode.load_options import LoadOptions
+from qspec_decode.tensors import layer_shapes
+from qspec_kernels import UsageError
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes a loaded model takes.
+
+    Parameters
+    ----------
+    embedding
+        The embedding table, with the output matrix where they are one.
+    sets
+        Per weight set, its layers and heads that no other set shares.
+    peak
+        The most that loading takes at any time.
+    kv_per_token
+        What each position of each sequence adds to a bf16 cache.
+    """
+
+    embedding: int
+    sets: dict[str, int]
+    peak: int
+    kv_per_token: int
+
+    @property
+    def total(self) -> int:
+        """The finished model, without caches."""
+        return self.embedding + sum(self.sets.values())
+
+
+def memory_estimate(
+    path: str | Path,
+    precisions: str | Iterable[str] = ("bf16",),
+    *,
+    group_size: int = 128,
+    keep: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+) -> MemoryEstimate:
+    """What `load` with the same arguments will take, from `config.json` alone.
+
+    Raises
+    ------
+    CheckpointError
+        When the directory has no usable `config.json`.
+    UsageError
+        For an option that `load` would refuse.
+    """
+    config = configs.from_dir(path)
+    return estimate(
+        config, load_options.parse(precisions, group_size, False, keep, dtype, config.num_hidden_layers)
+    )
+
+
+# what quantising and rotating a few rows takes, however large the matrix
+_STEPS_BYTES = 32 << 20
+
+
+def estimate(config: ModelConfig, options: LoadOptions) -> MemoryEstimate:
+    """The same for a configuration and options that were read already."""
+    shapes = {key: shape for key, shape in layer_shapes(config).items() if len(shape) == 2}
+    word = options.dtype.itemsize
+    table = config.vocab_size * config.hidden_size
+    embedding = table * (word if "fp32" in options.sets else 2)
+    # a 16-bit head of its own: where the table is not it, or is wider
+    half_head = 0 if config.tie_word_embeddings and "fp32" not in options.sets else 2 * table
+    sets, half_head_in = {}, None
+    for name in options.sets:
+        size = 0
+        for layer in range(config.num_hidden_layers):
+            for field, parts in load_options.FUSED.items():
+                kept = options.keeps(layer, field)
+                size += sum(_matrix_bytes(shapes[f"{p}_proj"], name, kept, options) for p in parts)
+        if name == "fp32":
+            size += 0 if config.tie_word_embeddings else table * word
+        else:
+            half_head_in = half_head_in or name
+            size += half_head if half_head_in == name else 0
+        if name == "mxfp4" and not options.keep_head:
+            size += _matrix_bytes((config.vocab_size, config.hidden_size), name, False, options)
+        sets[name] = size
+    # one linear is at work at a time: as read, as float32, rotated in float64, and joined with others
+    largest = max(math.prod(shape) for shape in shapes.values())
+    at_work = _STEPS_BYTES + largest * (20 if options.rotated else 16)
+    return MemoryEstimate(
+        embedding,
+        sets,
+        embedding + sum(sets.values()) + at_work,
+        kv_per_token=2 * 2 * config.kv_size * config.num_hidden_layers,
+    )
+
+
+def _matrix_bytes(shape: tuple[int, ...], set_name: str, kept: bool, options: LoadOptions) -> int:
+    rows, columns = shape
+    if set_name == "fp32":
+        return rows * columns * options.dtype.itemsize
+    if set_name == "bf16" or kept:
+        return rows * columns * 2
+    if set_name == "int4":
+        group = columns if options.group_size == -1 else options.group_size
+        return rows * (math.ceil(columns / 2) + 2 * math.ceil(columns / group))
+    return rows * (math.ceil(columns / 2) + math.ceil(columns / 32))
+
+
+def check_fits(config: ModelConfig, options: LoadOptions) -> None:
+    """Raise a `UsageError` that says what would fit when loading would not.
+
+    Machines that do not say how much memory they have are taken at the user's word.
+    """
+    available = available_bytes()
+    needed = estimate(config, options).peak
+    if available is None or needed <= available:
+        return
+    alone = {
+        name: estimate(config, replace(options, sets=(name,))).peak for name in ("bf16", "mxfp4", "int4")
+    }
+    fitting = [f"{name} alone ({_gb(size)})" for name, size in alone.items() if size <= available]
+    least = min(alone, key=lambda name: alone[name])
+    hint = f"These would fit: {', '.join(fitting)}."
+    if not fitting:
+        hint = f"Even {least} alone needs {_gb(alone[least])}; take a smaller model or a larger machine."
+    raise UsageError(
+        f"loading {' + '.join(options.sets)} weights needs {_gb(needed)}, {_gb(available)} are available",
+        hint,
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def give_back() -> None:
+    """Return memory that was freed, but that the C library keeps for later, to the machine.
+
+    Weights that stay and matrices that were only passed through lie side by side in its pools, so it
+    keeps far more than it needs. Does nothing where the C library is not glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def available_bytes() -> int | None:
+    """Memory this process may still take: the machine's, or its control group's if that is less."""
+    candidates = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        if "MemAvailable" in fields:
+            candidates.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    for limit, usage, cache in _CGROUP_FILES:
+        maximum, current = _number(Path(limit)), _number(Path(usage))
+        if maximum is not None and current is not None:
+            # pages of files can be given back at any time
+            candidates.append(max(0, maximum - current + _inactive_file(Path(cache))))
+    return min(candidates, default=None)
+
+
+_CGROUP_FILES = [
+    tuple(f"/sys/fs/cgroup/{name}" for name in names)
+    for names in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    )
+]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _inactive_file(path: Path) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(maxsplit=1) for line in lines)
+    return int(fields.get("total_inactive_file") or fields.get("inactive_file") or 0)

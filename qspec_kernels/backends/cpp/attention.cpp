@@ -1,0 +1,261 @@
+// attention: query t of head h attends keys lo..positions[t] of cache row rows[t] and its kv head,
+// h / (heads / kv_heads):
+//
+//     out[t, h] = sum over j of softmax_j(scale * q[t, h] . k[j]) v[j]
+//
+// Keys come in blocks of 64 at absolute positions; softmax is running (largest score, sum, weighted values),
+// one step per block, so memory is linear and a query's arithmetic depends on its own position alone: decode,
+// verification and prefill give it the same bits.
+//
+// A task: up to 32 queries (consecutive tokens of one cache row, the heads that share a kv head). A block of
+// keys is transposed once for all of them, so that lanes are keys; lanes are head features when values are
+// summed. Bytes of a call: keys and values below each tile's last position, once.
+
+#include <math.h>
+
+#include "math.hpp"
+#include "pool.hpp"
+#include "tiles.hpp"
+
+namespace {
+
+using namespace qspec;
+
+constexpr int kBlock = 64;
+constexpr int kParts = kBlock / kLanes;
+constexpr int kQueries = 32;
+constexpr int kJoint =
+    kPackedAccumulators >= 16 ? 4 : 1;  // queries whose accumulators fit the registers together
+
+struct Call {
+    void* out;
+    const void* q;
+    bool bf16;
+    const void *k_cache, *v_cache;
+    bool cache_bf16;
+    const int32_t *rows, *positions;
+    float scale;
+    int64_t window, tokens, heads, kv_heads, capacity, dim, q_stride;
+};
+
+// Scratch of one thread: `wide` is the head dimension rounded up to whole lanes.
+struct Work {
+    float *q, *sum, *keys, *values;
+
+    static int64_t floats(int64_t wide) { return (2 * kQueries + 2 * kBlock) * wide; }
+    Work(float* p, int64_t wide)
+        : q(p), sum(p + kQueries * wide), keys(sum + kQueries * wide), values(keys + kBlock * wide) {}
+};
+
+// One query's running softmax and the keys of the present block that it sees: [lo, hi).
+struct Query {
+    float best = -INFINITY, total = 0, keep = 0;
+    int lo = 0, hi = 0;
+    float weight[kBlock];
+};
+
+template <class T>
+inline f32 load_or_zero(const T* row, int64_t d, int64_t dim) {
+    const int64_t left = dim - d;
+    return left >= kLanes ? load(row + d) : left > 0 ? load_first(row + d, static_cast<int>(left)) : zero();
+}
+
+// keys[d, j] and values[j, d] of one block; keys and features beyond the given ones are zero.
+template <class T>
+void load_block(const T* k, const T* v, int count, int64_t dim, int64_t wide, const Work& work) {
+    for (int j = 0; j < kBlock; j += kLanes)
+        for (int64_t d = 0; d < wide; d += kLanes) {
+            f32 square[kLanes];
+            for (int i = 0; i < kLanes; ++i)
+                square[i] = j + i < count ? load_or_zero(k + (j + i) * dim, d, dim) : zero();
+            if (j < count) transpose(square);
+            for (int i = 0; i < kLanes; ++i) store(work.keys + (d + i) * kBlock + j, square[i]);
+        }
+    for (int j = 0; j < count; ++j)
+        for (int64_t d = 0; d < wide; d += kLanes)
+            store(work.values + j * wide + d, load_or_zero(v + j * dim, d, dim));
+}
+
+template <int kCount>
+void score(const Work& work, Query* queries, int first, int64_t wide, float scale) {
+    f32 sum[kCount][kParts];
+    for (int q = 0; q < kCount; ++q)
+        for (int p = 0; p < kParts; ++p) sum[q][p] = zero();
+    for (int64_t d = 0; d < wide; ++d) {
+        f32 keys[kParts];
+        for (int p = 0; p < kParts; ++p) keys[p] = load(work.keys + d * kBlock + p * kLanes);
+        for (int q = 0; q < kCount; ++q) {
+            const f32 x = set1(work.q[(first + q) * wide + d]);
+            for (int p = 0; p < kParts; ++p) sum[q][p] = fma(x, keys[p], sum[q][p]);
+        }
+    }
+    for (int q = 0; q < kCount; ++q)
+        for (int p = 0; p < kParts; ++p)
+            store(queries[first + q].weight + p * kLanes, mul(sum[q][p], set1(scale)));
+}
+
+// Scores become weights relative to the largest score so far; `keep` rescales what was summed before.
+void soften(Query& query) {
+    float* w = query.weight;
+    for (int j = 0; j < query.lo; ++j) w[j] = -INFINITY;
+    for (int j = query.hi; j < kBlock; ++j) w[j] = -INFINITY;
+    f32 largest = load(w);
+    for (int p = 1; p < kParts; ++p) largest = max(largest, load(w + p * kLanes));
+    const float block_best = reduce_max(largest);
+    const float best = query.best > block_best ? query.best : block_best;
+    float factor[kLanes];
+    store(factor, exp(set1(query.best - best)));
+    f32 parts[kParts];
+    for (int p = 0; p < kParts; ++p) {
+        parts[p] = exp(sub(load(w + p * kLanes), set1(best)));
+        store(w + p * kLanes, parts[p]);
+    }
+    query.keep = factor[0];
+    query.best = best;
+    query.total =
+        query.total * query.keep + reduce_add(add(add(parts[0], parts[1]), add(parts[2], parts[3])));
+}
+
+// sum = sum * keep + weights . values, for kCount queries that see the same keys, kWide registers of
+// features.
+template <int kCount, int kWide>
+void gather(const Work& work, const Query* queries, int first, int64_t wide, int64_t d) {
+    f32 sum[kCount][kWide];
+    for (int q = 0; q < kCount; ++q)
+        for (int i = 0; i < kWide; ++i)
+            sum[q][i] =
+                mul(load(work.sum + (first + q) * wide + d + i * kLanes), set1(queries[first + q].keep));
+    for (int j = queries[first].lo; j < queries[first].hi; ++j) {
+        f32 values[kWide];
+        for (int i = 0; i < kWide; ++i) values[i] = load(work.values + j * wide + d + i * kLanes);
+        for (int q = 0; q < kCount; ++q) {
+            const f32 weight = set1(queries[first + q].weight[j]);
+            for (int i = 0; i < kWide; ++i) sum[q][i] = fma(weight, values[i], sum[q][i]);
+        }
+    }
+    for (int q = 0; q < kCount; ++q)
+        for (int i = 0; i < kWide; ++i) store(work.sum + (first + q) * wide + d + i * kLanes, sum[q][i]);
+}
+
+template <int kCount>
+void gather_features(const Work& work, const Query* queries, int first, int64_t wide) {
+    int64_t d = 0;
+    for (; d + 4 * kLanes <= wide; d += 4 * kLanes) gather<kCount, 4>(work, queries, first, wide, d);
+    for (; d < wide; d += kLanes) gather<kCount, 1>(work, queries, first, wide, d);
+}
+
+void step(const Work& work, Query* queries, int count, int64_t wide, float scale) {
+    int q = 0;
+    for (; q + kJoint <= count; q += kJoint) score<kJoint>(work, queries, q, wide, scale);
+    for (; q < count; ++q) score<1>(work, queries, q, wide, scale);
+    for (q = 0; q < count; ++q)
+        if (queries[q].lo < queries[q].hi) soften(queries[q]);
+    for (q = 0; q < count;) {
+        const Query& first = queries[q];
+        int alike = 1;
+        while (alike < kJoint && q + alike < count && queries[q + alike].lo == first.lo &&
+               queries[q + alike].hi == first.hi)
+            ++alike;
+        if (first.lo < first.hi) {
+            if (alike == kJoint) {
+                gather_features<kJoint>(work, queries, q, wide);
+            } else {
+                for (int i = 0; i < alike; ++i) gather_features<1>(work, queries, q + i, wide);
+            }
+        }
+        q += alike;
+    }
+}
+
+// Tokens [begin, end) of one cache row, `group` heads from `head` on, which share one kv head.
+void attend(const Call& call, const Work& work, int64_t begin, int64_t end, int64_t head, int64_t group) {
+    const int64_t dim = call.dim, wide = (dim + kLanes - 1) / kLanes * kLanes;
+    const int64_t kv_head = head / (call.heads / call.kv_heads);
+    const int count = static_cast<int>((end - begin) * group);
+    Query queries[kQueries];
+    int64_t first_key = call.capacity, last_key = 0;
+    for (int64_t t = begin; t < end; ++t) {
+        const int64_t position = call.positions[t];
+        const int64_t start = call.window > 0 && position >= call.window ? position - call.window + 1 : 0;
+        if (start < first_key) first_key = start;
+        if (position > last_key) last_key = position;
+        for (int64_t g = 0; g < group; ++g) {
+            float* row = work.q + ((t - begin) * group + g) * wide;
+            const int64_t from = t * call.q_stride + (head + g) * dim;
+            for (int64_t d = 0; d < wide; d += kLanes)
+                store(row + d, call.bf16 ? load_or_zero(static_cast<const uint16_t*>(call.q) + from, d, dim)
+                                         : load_or_zero(static_cast<const float*>(call.q) + from, d, dim));
+        }
+    }
+    memset(work.sum, 0, sizeof(float) * count * wide);
+
+    for (int64_t key = first_key / kBlock * kBlock; key <= last_key; key += kBlock) {
+        const int loaded = static_cast<int>(last_key + 1 - key < kBlock ? last_key + 1 - key : kBlock);
+        const int64_t at = ((call.rows[begin] * call.kv_heads + kv_head) * call.capacity + key) * dim;
+        if (call.cache_bf16) {
+            load_block(static_cast<const uint16_t*>(call.k_cache) + at,
+                       static_cast<const uint16_t*>(call.v_cache) + at, loaded, dim, wide, work);
+        } else {
+            load_block(static_cast<const float*>(call.k_cache) + at,
+                       static_cast<const float*>(call.v_cache) + at, loaded, dim, wide, work);
+        }
+        for (int q = 0; q < count; ++q) {
+            const int64_t position = call.positions[begin + q / group];
+            const int64_t start = call.window > 0 && position >= call.window ? position - call.window + 1 : 0;
+            queries[q].lo = static_cast<int>(start > key ? (start - key < kBlock ? start - key : kBlock) : 0);
+            queries[q].hi = static_cast<int>(position + 1 - key < kBlock ? position + 1 - key : kBlock);
+        }
+        step(work, queries, count, wide, call.scale);
+    }
+    for (int q = 0; q < count; ++q) {
+        const int64_t to = ((begin + q / group) * call.heads + head + q % group) * dim;
+        for_lanes(dim, [&](int64_t d, int n) {
+            const f32 value = div(load(work.sum + q * wide + d), set1(queries[q].total));
+            if (call.bf16) {
+                store_lanes(static_cast<uint16_t*>(call.out) + to + d, value, n);
+            } else {
+                store_lanes(static_cast<float*>(call.out) + to + d, value, n);
+            }
+        });
+    }
+}
+
+}  // namespace
+
+QSPEC_EXPORT int qspec_attention(void* out, const void* q, int64_t bf16, const void* k_cache,
+                                 const void* v_cache, int64_t cache_bf16, const int32_t* rows,
+                                 const int32_t* positions, float scale, int64_t window, int64_t tokens,
+                                 int64_t heads, int64_t kv_heads, int64_t capacity, int64_t dim,
+                                 int64_t q_stride, int64_t threads) {
+    const int64_t group = heads / kv_heads, slots = threads < 1 ? 1 : threads;
+    const int64_t wide = (dim + kLanes - 1) / kLanes * kLanes;
+    const int64_t together = group < kQueries ? group : kQueries;  // heads of one task
+    const int64_t parts = (group + together - 1) / together, most = kQueries / together;
+    Scratch<float> work(slots * Work::floats(wide));
+    Scratch<int64_t> starts(tokens + 1);
+    if (!work.ok() || !starts.ok()) return kOutOfMemory;
+    int64_t tiles = 0, keys = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+        const bool same = tiles > 0 && rows[t] == rows[t - 1] && t - starts.get()[tiles - 1] < most;
+        if (!same) starts.get()[tiles++] = t;
+        keys += positions[t] + 1;
+    }
+    starts.get()[tiles] = tokens;
+    const Call call = {out,   q,      bf16 != 0, k_cache, v_cache,  cache_bf16 != 0, rows, positions,
+                       scale, window, tokens,    heads,   kv_heads, capacity,        dim,  q_stride};
+    const bool share = keys * heads * dim > 65536;
+    // The last tiles of a prompt see the most keys: they go first.
+    const int64_t head_tasks = kv_heads * parts;
+    parallel_ranges(tiles * head_tasks, 1, share ? threads : 1,
+                    [&](int64_t begin, int64_t end, int64_t slot) {
+                        const Work mine(work.get() + slot * Work::floats(wide), wide);
+                        for (int64_t i = begin; i < end; ++i) {
+                            const int64_t tile = tiles - 1 - i / head_tasks, part = i % parts;
+                            const int64_t head = i % head_tasks / parts * group + part * together;
+                            const int64_t left = group - part * together;
+                            attend(call, mine, starts.get()[tile], starts.get()[tile + 1], head,
+                                   left < together ? left : together);
+                        }
+                    });
+    return kDone;
+}

@@ -1,0 +1,154 @@
+"""Finds, checks and loads the library of native kernels that fits this CPU.
+
+One library per instruction set is built with the package (`lib/qspec_<name>.so`), all from the same sources.
+The best one that the CPU's flags allow is loaded on first use; the environment variable `QSPEC_CPU_ISA` names
+another, or `torch` for none.
+"""
+
+import ctypes
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qspec_kernels.errors import KernelUnavailable, UsageError
+
+ENVIRONMENT = "QSPEC_CPU_ISA"
+REBUILD = "rebuild the kernels with `python -m pip install -e .` in the directory of pyproject.toml"
+
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+_AVX512BF16 = (*_AVX512VNNI, "avx512_bf16")
+
+REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
+    "amx": (*_AVX512BF16, "amx_tile", "amx_int8", "amx_bf16"),
+    "avx512bf16": _AVX512BF16,
+    "avx512vnni": _AVX512VNNI,
+    "avx2": _AVX2,
+    "portable": (),
+}
+"""CPU flags, as /proc/cpuinfo spells them, that each library's code uses; the best library first."""
+
+_CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float}
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded library: the name of its instruction set, its file, and the handle to its kernels."""
+
+    isa: str
+    path: Path
+    handle: ctypes.CDLL
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The flags of the first CPU that `cpuinfo` describes; empty where there is no such file."""
+    if not cpuinfo.exists():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def source_hash(directory: Path) -> str | None:
+    """SHA-256 over the kernels' sources in `directory`, as the build computes it; None if there are none."""
+    sources = [*directory.glob("*.cpp"), *directory.glob("*.hpp")]
+    if not sources:
+        return None
+    lines = sorted(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sources)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def open_library(isa: str, path: Path, sources: Path) -> Library:
+    """Load the library at `path`; KernelUnavailable if it does not load or `sources` have changed since."""
+    try:
+        handle = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelUnavailable(f"the kernel library {path.name} does not load: {error}", REBUILD) from error
+    handle.qspec_source_hash.restype = ctypes.c_char_p
+    built = handle.qspec_source_hash().decode()
+    if source_hash(sources) not in (None, built):
+        raise KernelUnavailable(
+            f"the kernel library {path.name} was built from other sources than those in {sources}", REBUILD
+        )
+    return Library(isa, path, handle)
+
+
+@lru_cache(maxsize=1)
+def load() -> Library:
+    """The library for this CPU, or the one that QSPEC_CPU_ISA names.
+
+    Raises UsageError if that variable names no library or one that this CPU cannot run, and KernelUnavailable
+    if it is `torch`, if no library was built, or if the library is stale.
+    """
+    directory = _directory()
+    flags = cpu_flags()
+    wanted = os.environ.get(ENVIRONMENT, "")
+    if wanted == "torch":
+        raise KernelUnavailable(f"{ENVIRONMENT}=torch asks for the torch path", f"unset {ENVIRONMENT}")
+    if wanted:
+        _check_wanted(wanted, flags)
+        candidates = [wanted]
+    else:
+        candidates = [isa for isa, required in REQUIRED_FLAGS.items() if flags.issuperset(required)]
+    for isa in candidates:
+        path = directory / "lib" / f"qspec_{isa}.so"
+        if path.exists():
+            return open_library(isa, path, directory)
+    raise KernelUnavailable(f"no kernel library was built for {' or '.join(candidates)}", REBUILD)
+
+
+def available() -> tuple[bool, str]:
+    """Whether `load` succeeds, and which library it gives or why it gives none. UsageError as `load`."""
+    try:
+        library = load()
+    except KernelUnavailable as error:
+        return False, str(error)
+    return True, f"library {library.isa}"
+
+
+def isa() -> str:
+    """Name of the loaded instruction set; raises as `load`."""
+    return load().isa
+
+
+def reset() -> None:
+    """Forget the choice, so that the next call looks at QSPEC_CPU_ISA and the files again."""
+    load.cache_clear()
+    function.cache_clear()
+
+
+@cache
+def function(name: str, arguments: str) -> Any:
+    """The kernel `qspec_<name>`, which returns a status; `arguments`: p pointer, l int64, f float."""
+    kernel = load().handle["qspec_" + name]
+    kernel.argtypes = [_CTYPES[letter] for letter in arguments]
+    kernel.restype = ctypes.c_int
+    return kernel
+
+
+def check(status: int) -> None:
+    """Turn a kernel's status into MemoryError: the only way a checked call can fail."""
+    if status:
+        raise MemoryError("a native kernel found no memory for its scratch space")
+
+
+def _directory() -> Path:
+    return Path(str(resources.files("qspec_kernels.backends.cpp")))
+
+
+def _check_wanted(wanted: str, flags: frozenset[str]) -> None:
+    if wanted not in REQUIRED_FLAGS:
+        known = ", ".join([*REQUIRED_FLAGS, "torch"])
+        raise UsageError(f"{ENVIRONMENT}={wanted!r} names no instruction set", f"choose one of: {known}")
+    missing = [flag for flag in REQUIRED_FLAGS[wanted] if flag not in flags]
+    if missing:
+        raise UsageError(
+            f"{ENVIRONMENT}={wanted} needs CPU flags that this machine lacks: {', '.join(missing)}",
+            f"unset {ENVIRONMENT} to let the best library be chosen",
+        )

@@ -1,0 +1,15 @@
+// linear_w4a4: int4 weights, 4-bit activation codes (-7..7, one a byte) with a scale per row and group.
+// No CPU multiplies 4-bit integers, so the codes run on the 8-bit unit: the values of W4A4 at the price of
+// W4A8.
+//
+// Formula, tasks and bytes: linear_integer.hpp.
+
+#include "linear_integer.hpp"
+
+QSPEC_EXPORT int qspec_linear_w4a4(float* out, const int8_t* codes, const float* x_scales,
+                                   int64_t scale_columns, const void* data, const void* scales,
+                                   const float* bias, int64_t m, int64_t n, int64_t k, int64_t group_size,
+                                   int64_t threads) {
+    return qspec::integer_linear<qspec::Int4>(out, codes, x_scales, scale_columns, data, scales, bias, m, n,
+                                              k, group_size, threads);
+}

@@ -1,0 +1,23 @@
+"""Linear with MXFP4 weights and 8-bit integer activations."""
+
+from torch import Tensor
+
+from qspec_kernels.backends.torch._linear import integer
+from qspec_kernels.backends.torch._weights import mxfp4_rows
+
+READS = "mxfp4"
+
+
+def linear_mxfp4a8(
+    codes: Tensor,
+    act_scales: Tensor,
+    data: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    n: int,
+    k: int,
+    group_size: int,
+) -> Tensor:
+    """codes int8 [M, k], act_scales [M, A], the bytes of a weight [n, k] -> [M, n] in the scales' dtype."""
+    rows = mxfp4_rows(data, scales, k, group_size, act_scales.dtype)
+    return integer(codes, act_scales, rows, bias, n, group_size)

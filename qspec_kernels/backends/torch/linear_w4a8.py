@@ -1,0 +1,23 @@
+"""Linear with int4 weights and 8-bit integer activations."""
+
+from torch import Tensor
+
+from qspec_kernels.backends.torch._linear import integer
+from qspec_kernels.backends.torch._weights import int4_rows
+
+READS = "int4"
+
+
+def linear_w4a8(
+    codes: Tensor,
+    act_scales: Tensor,
+    data: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    n: int,
+    k: int,
+    group_size: int,
+) -> Tensor:
+    """codes int8 [M, k], act_scales [M, A], the bytes of a weight [n, k] -> [M, n] in the scales' dtype."""
+    rows = int4_rows(data, scales, k, group_size, act_scales.dtype)
+    return integer(codes, act_scales, rows, bias, n, group_size)

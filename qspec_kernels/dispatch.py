@@ -1,0 +1,154 @@
+"""Which function serves an op on a device: the path is the registration.
+
+A backend is a folder of `backends/`; it serves the ops it has files for: `backends/<backend>/<op>.py` with a
+function `<op>`. A file that reads packed weights names their byte order in a constant `READS`.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from qspec_kernels.errors import KernelUnavailable
+from qspec_kernels.formats import PackedWeight, canonical, convert
+
+_BACKENDS = {"cpu": ("cpp", "torch")}
+
+
+@cache
+def find(
+    op: str, device: torch.device | str, dtype: torch.dtype | None = None, format: str | None = None
+) -> Callable[..., Any]:
+    """The function that serves `op`: the first backend of the device that can.
+
+    Parameters
+    ----------
+    op
+        Name of the backend file, such as "linear_w4a8".
+    dtype
+        What is computed in; float64 is served by the torch backend alone.
+    format
+        Byte order of the packed weight; backends that read another are passed over.
+
+    Raises
+    ------
+    KernelUnavailable
+        If no backend serves it.
+    UsageError
+        If QSPEC_CPU_ISA asks for a library that does not exist or needs flags the CPU lacks.
+    """
+    refusals = []
+    for backend in _backends(device):
+        refusal = _refusal(backend, op, dtype, format)
+        if refusal is None:
+            if format is not None and refusals:
+                _tell_of_conversion(op, torch.device(device), dtype, format)
+            return getattr(_module(backend, op), op)
+        refusals.append(f"{backend}: {refusal}")
+    raise KernelUnavailable(
+        f"no backend on {device} serves {op} for {format or dtype}: " + "; ".join(refusals),
+        "Convert the weight with qspec_kernels.to_device_layout, or to its canonical order with"
+        " qspec_kernels.formats.convert." if format else "",
+    )  # fmt: skip
+
+
+def explain(op: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """One line: the backend that serves an op on a device, and why the ones before it do not.
+
+    `isa()` and this are what `qspec doctor` prints.
+    """
+    refusals = []
+    for backend in _backends(device):
+        refusal = _refusal(backend, op, dtype, None)
+        if refusal is None:
+            chosen = f"cpp ({isa()})" if backend == "cpp" else backend
+            return f"{op} on {device}: {chosen}" + "".join(f"; not {reason}" for reason in refusals)
+        refusals.append(f"{backend}: {refusal}")
+    return f"{op} on {device}: none; " + "; ".join(refusals)
+
+
+def isa() -> str:
+    """Name of the library that CPU kernels come from, or "torch" where there is none.
+
+    Raises
+    ------
+    UsageError
+        If QSPEC_CPU_ISA asks for a library that does not exist or needs flags the CPU lacks.
+    """
+    return "torch" if _cpp_refusal() else _cpp_library().isa()
+
+
+def to_device_layout(packed: PackedWeight, device: torch.device | str | None = None) -> PackedWeight:
+    """The same weight on `device` (its own by default), in the byte order that the device's kernels read."""
+    packed = packed if device is None else packed.to(device)
+    kind = canonical(packed.format)
+    op = "linear_w4a16" if kind == "int4" else f"linear_{kind}a16"
+    for backend in _backends(packed.device):
+        if _refusal(backend, op, None, None) is None:
+            return convert(packed, _module(backend, op).READS)
+    raise KernelUnavailable(f"no backend on {packed.device} serves {op}")
+
+
+def reset() -> None:
+    """Forget every choice: the next call looks at QSPEC_CPU_ISA and the libraries again."""
+    _cpp_library().reset()
+    for cached in (find, _cpp_refusal):
+        cached.cache_clear()
+
+
+def _backends(device: torch.device | str) -> tuple[str, ...]:
+    return _BACKENDS.get(torch.device(device).type, ("torch",))
+
+
+def _refusal(backend: str, op: str, dtype: torch.dtype | None, format: str | None) -> str | None:
+    """Why a backend does not serve an op; None where it does."""
+    if backend == "cpp":
+        if dtype == torch.float64:
+            return "computes in float32"
+        if reason := _cpp_refusal():
+            return reason.splitlines()[0]
+    if not _has(backend, op):
+        return "has no such kernel"
+    reads = getattr(_module(backend, op), "READS", None)
+    if format is not None and reads != format:
+        return f"reads {reads}, not {format}"
+    return None
+
+
+def _tell_of_conversion(op: str, device: torch.device, dtype: torch.dtype | None, format: str) -> None:
+    """Say once that a faster kernel is passed over only because of the byte order of the weight."""
+    if any(_refusal(backend, op, dtype, None) is None for backend in _backends(device)[:-1]):
+        warnings.warn(
+            f"{op} runs on the plain torch path because the weight is packed as {format!r};"
+            " qspec_kernels.to_device_layout converts it to the order this device's kernels read",
+            stacklevel=2,
+        )
+
+
+@cache
+def _cpp_refusal() -> str:
+    """Why there are no native CPU kernels; empty where there are. Said once unless it was asked for."""
+    works, reason = _cpp_library().available()
+    if works:
+        return ""
+    if not reason.startswith("QSPEC_CPU_ISA"):
+        warnings.warn(f"CPU kernels run on the plain torch path: {reason}", stacklevel=2)
+    return reason
+
+
+def _cpp_library() -> ModuleType:
+    # imported on first use: importing qspec_kernels must not look at the machine
+    return importlib.import_module("qspec_kernels.backends.cpp.library")
+
+
+def _has(backend: str, op: str) -> bool:
+    return find_spec(f"qspec_kernels.backends.{backend}.{op}") is not None
+
+
+def _module(backend: str, op: str) -> ModuleType:
+    return importlib.import_module(f"qspec_kernels.backends.{backend}.{op}")

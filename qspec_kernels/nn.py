@@ -1,0 +1,126 @@
+"""`QuantLinear`: a quantised linear layer in place of `torch.nn.Linear`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qspec_kernels import formats
+from qspec_kernels.dispatch import to_device_layout
+from qspec_kernels.errors import UsageError
+from qspec_kernels.formats import PackedWeight
+from qspec_kernels.ops.linear import linear
+from qspec_kernels.precision import precision as find_precision
+
+
+class QuantLinear(nn.Module):
+    """y = x @ weight.T + bias with a packed weight; inference only.
+
+    The bytes lie in the order that the kernels of their device read, and follow the module when it moves to
+    another device. A state dict holds the canonical order, so it is the same on every machine. Casting the
+    module (`.to(torch.bfloat16)`, `.half()`) leaves the weight's scales alone.
+
+    Parameters
+    ----------
+    weight
+        The weight in any byte order.
+    bias
+        [n], or None.
+    act
+        What the input is rounded to: "a16", "a8", or for int4 weights "a4".
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = QuantLinear.from_linear(torch.nn.Linear(256, 64), precision="w4a8")
+    >>> layer(torch.randn(3, 256)).shape
+    torch.Size([3, 64])
+    """
+
+    data: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: PackedWeight, bias: Float[Tensor, " n"] | None = None, act: str = "a16"
+    ) -> None:
+        super().__init__()
+        laid_out = to_device_layout(weight)
+        self.format, self.shape, self.group_size = laid_out.format, laid_out.shape, laid_out.group_size
+        self.act = act
+        self.register_buffer("data", laid_out.data)
+        self.register_buffer("scales", laid_out.scales)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_state_dict_post_hook(_save_canonical)
+        self.register_load_state_dict_pre_hook(_load_canonical)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, precision: str = "w4a16", group_size: int = 128) -> "QuantLinear":
+        """Quantise a `torch.nn.Linear`, round to nearest.
+
+        Parameters
+        ----------
+        precision
+            "w4a16", "w4a8", "w4a4", "mxfp4a16" or "mxfp4a8".
+        group_size
+            Consecutive input features that share an int4 scale; -1 for one scale per output. MXFP4 has 32.
+
+        Raises
+        ------
+        UsageError
+            If the precision is unknown or has dense weights.
+        """
+        chosen = find_precision(precision)
+        if chosen.act is None:
+            raise UsageError(
+                f"precision {precision!r} has dense weights; expected a quantised one, such as 'w4a16'"
+            )
+        weight = linear.weight.detach()
+        if chosen.weights == "mxfp4":
+            packed = formats.get("mxfp4").pack(*formats.get("mxfp4").quantize(weight))
+        else:
+            int4 = formats.get(chosen.weights)
+            packed = int4.pack(*int4.quantize(weight, group_size), group_size)
+        return cls(packed, linear.bias, chosen.act)
+
+    @property
+    def weight(self) -> PackedWeight:
+        """The packed weight as it lies on the device."""
+        return PackedWeight(self.data, self.scales, self.format, self.shape, self.group_size)
+
+    def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
+        return linear(x, self.weight, self.bias, act=self.act)
+
+    def extra_repr(self) -> str:
+        n, k = self.shape
+        return (
+            f"in_features={k}, out_features={n}, format={self.format}, group_size={self.group_size},"
+            f" act={self.act}, bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
+        scales, device = self.scales, self.data.device
+        super()._apply(fn, recurse)
+        self.scales = scales.to(self.data.device)
+        if self.data.device.type not in (device.type, "meta"):
+            self._set(to_device_layout(self.weight))
+        return self
+
+    def _set(self, packed: PackedWeight) -> None:
+        self.data, self.scales, self.format = packed.data, packed.scales, packed.format
+
+
+def _save_canonical(module: QuantLinear, state: dict[str, Any], prefix: str, _: Any) -> None:
+    packed = formats.convert(module.weight, formats.canonical(module.format))
+    state[prefix + "data"], state[prefix + "scales"] = packed.data, packed.scales
+
+
+def _load_canonical(module: QuantLinear, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    names = (prefix + "data", prefix + "scales")
+    if all(name in state for name in names):
+        data, scales = (state[name].to(module.data.device) for name in names)
+        kind = formats.canonical(module.format)
+        packed = PackedWeight(data, scales, kind, module.shape, module.group_size)
+        packed = formats.convert(packed, module.format)
+        state[names[0]], state[names[1]] = packed.data, packed.scales

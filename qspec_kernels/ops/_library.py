@@ -1,0 +1,21 @@
+"""How an op becomes a `torch.library` op: schema, implementation, fake kernel, in one place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("qspec", "DEF")
+
+
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define `qspec::<schema>` and return the callable that goes through PyTorch's dispatcher.
+
+    One implementation serves every device, since it asks `dispatch.find` for the path itself. There is
+    no autograd formula: the ops are for inference.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qspec::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.qspec, name).default

@@ -1,0 +1,192 @@
+"""`linear`: x times a weight transposed, for dense and for quantised weights."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qspec_kernels import dispatch
+from qspec_kernels.errors import UsageError
+from qspec_kernels.formats import PackedWeight, QuantizedActivation, canonical
+from qspec_kernels.ops import _check
+from qspec_kernels.ops._library import register
+from qspec_kernels.ops.quantize_act import quantize_act
+
+_STEMS = {"int4": "w4", "mxfp4": "mxfp4"}
+_ACTS = {"int4": ("a16", "a8", "a4"), "mxfp4": ("a16", "a8")}
+
+
+def linear(
+    x: Float[Tensor, "*batch k"] | QuantizedActivation,
+    weight: Float[Tensor, "n k"] | PackedWeight,
+    bias: Float[Tensor, " n"] | None = None,
+    *,
+    act: str = "a16",
+) -> Float[Tensor, "*batch n"]:
+    """x @ weight.T + bias, each row of the output bit-identical whatever the other rows are.
+
+    What is rounded depends on the weight and on `act`:
+
+    - dense float32: products and sums in float32;
+    - dense bfloat16, and packed weights with "a16": x is rounded to bfloat16, products are summed in
+      float32; a packed weight's scale multiplies the sum of its group;
+    - packed weights with "a8" or "a4": x is quantised (`quantize_act`), codes are summed as integers.
+      Groups are then added in order, each float32 step rounded:
+      acc = acc + float(sum) * (weight_scale * activation_scale). This is the same on every backend,
+      so these agree bit for bit. For MXFP4 the integers are twice the E2M1 value and the scale is
+      2^(E - 128).
+
+    float64 input keeps everything in float64 and is served by the torch backend alone.
+
+    Parameters
+    ----------
+    x
+        float32, bfloat16 or float64; or an activation quantised before, which several linears can share.
+    weight
+        A dense matrix, or bytes in the order the device reads (see `to_device_layout`).
+    act
+        What the input of a packed weight is rounded to: "a16", "a8" or "a4" (int4 only). For a
+        `QuantizedActivation` it is what that has been quantised to.
+
+    Returns
+    -------
+    x's dtype; for a `QuantizedActivation` the dtype of its scales, float32.
+
+    Raises
+    ------
+    UsageError
+        If shapes, dtypes, devices or `act` do not fit each other.
+    KernelUnavailable
+        If no backend of the device reads the weight's byte order.
+    """
+    if isinstance(weight, PackedWeight):
+        return _packed(x, weight, bias, act)
+    if isinstance(x, QuantizedActivation):
+        raise UsageError(
+            "a quantised activation needs a PackedWeight; the weight is dense",
+            "Pass the activation unquantised.",
+        )
+    _check.floating("x", x)
+    _check.floating("weight", weight)
+    _check_operands(x, weight, weight.shape, bias)
+    return _linear(x, weight, bias)
+
+
+def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor | None, act: str) -> Tensor:
+    kind = canonical(weight.format)
+    n, k = weight.shape
+    if isinstance(x, QuantizedActivation):
+        if act not in ("a16", f"a{x.bits}"):
+            raise UsageError(f"act is {act!r} but x has been quantised to {x.bits} bits")
+        _check_act(f"a{x.bits}", kind)
+        groups = -(-k // weight.group_size) if x.bits == 4 else 1
+        if x.scales.shape[-1] != groups or (x.bits == 4 and x.group_size != weight.group_size):
+            raise UsageError(
+                f"x has {x.scales.shape[-1]} scales per token (group size {x.group_size}); expected {groups}",
+                f"Quantise it with group_size={weight.group_size if x.bits == 4 else None}.",
+            )
+        _check_operands(x.codes, weight.data, weight.shape, bias)
+        return _linear_integer(
+            x.codes,
+            x.scales,
+            weight.data,
+            weight.scales,
+            bias,
+            weight.format,
+            n,
+            k,
+            weight.group_size,
+            x.bits,
+        )
+    _check.floating("x", x)
+    _check_act(act, kind)
+    _check_operands(x, weight.data, weight.shape, bias)
+    if act == "a16":
+        return _linear_packed(x, weight.data, weight.scales, bias, weight.format, n, k, weight.group_size)
+    quantized = quantize_act(x, bits=int(act[1:]), group_size=weight.group_size if act == "a4" else None)
+    return _packed(quantized, weight, bias, act).to(x.dtype)
+
+
+def _check_act(act: str, kind: str) -> None:
+    if act not in _ACTS[kind]:
+        raise UsageError(f"act is {act!r}; {kind} weights serve {', '.join(_ACTS[kind])}")
+
+
+def _check_operands(x: Tensor, storage: Tensor, shape: tuple[int, ...], bias: Tensor | None) -> None:
+    _check.same_device("weight", storage, "x", x)
+    if x.shape[-1] != shape[1]:
+        raise UsageError(
+            f"x has {x.shape[-1]} features; the weight of shape {list(shape)} expects {shape[1]}"
+        )
+    if bias is not None:
+        _check.same_device("bias", bias, "x", x)
+        _check.shape("bias", bias, (shape[0],), "one value per output feature")
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype).contiguous()
+
+
+def _dense_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    name = "linear_bf16" if weight.dtype == torch.bfloat16 and x.dtype != torch.float64 else "linear_fp32"
+    function = dispatch.find(name, x.device, torch.promote_types(x.dtype, weight.dtype))
+    bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
+    return function(_rows(x), weight.contiguous(), bias).view(*x.shape[:-1], weight.shape[0])
+
+
+def _packed_op(
+    x: Tensor,
+    data: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    group_size: int,
+) -> Tensor:
+    function = dispatch.find(f"linear_{_STEMS[canonical(format)]}a16", x.device, x.dtype, format)
+    bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
+    return function(_rows(x), data, scales, bias, n, k, group_size).view(*x.shape[:-1], n)
+
+
+def _integer_op(
+    codes: Tensor,
+    act_scales: Tensor,
+    data: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    format: str,
+    n: int,
+    k: int,
+    group_size: int,
+    bits: int,
+) -> Tensor:
+    name = f"linear_{_STEMS[canonical(format)]}a{bits}"
+    function = dispatch.find(name, codes.device, act_scales.dtype, format)
+    bias = _bias(bias, act_scales.dtype)
+    out = function(_rows(codes), _rows(act_scales), data, scales, bias, n, k, group_size)
+    return out.view(*codes.shape[:-1], n)
+
+
+_linear = register(
+    "linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    _dense_op,
+    lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]),
+)
+_linear_packed = register(
+    "linear_packed(Tensor x, Tensor data, Tensor scales, Tensor? bias, str format, int n, int k,"
+    " int group_size) -> Tensor",
+    _packed_op,
+    lambda x, data, scales, bias, format, n, k, group_size: x.new_empty(*x.shape[:-1], n),
+)
+_linear_integer = register(
+    "linear_integer(Tensor codes, Tensor act_scales, Tensor data, Tensor scales, Tensor? bias, str format,"
+    " int n, int k, int group_size, int bits) -> Tensor",
+    _integer_op,
+    lambda codes, act_scales, data, scales, bias, format, n, k, group_size, bits: act_scales.new_empty(
+        *codes.shape[:-1], n
+    ),
+)

@@ -1,0 +1,132 @@
+"""What the doctor says about a machine, on machines made of files and on this one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from qspec_decode import doctor
+from qspec_decode.cli import app
+
+
+def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
+    """A root directory with a process's control groups and their files."""
+    for name, text in {"proc/self/cgroup": cgroup, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "quota"),
+    [
+        ("0::/", {"sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        # an outer group's limit holds for the inner ones
+        (
+            "0::/a/b",
+            {"sys/fs/cgroup/a/cpu.max": "150000 100000", "sys/fs/cgroup/a/b/cpu.max": "400000 100000"},
+            1.5,
+        ),
+        # inside a container the path is the host's
+        ("0::/docker/0123", {"sys/fs/cgroup/cpu.max": "100000 100000"}, 1.0),
+        (
+            "4:cpu,cpuacct:/x",
+            {
+                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "25000",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000",
+            },
+            0.25,
+        ),
+        (
+            "4:cpu,cpuacct:/x",
+            {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000"},
+            None,
+        ),
+        ("3:memory:/x", {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "1"}, None),
+    ],
+)
+def test_control_groups_limit_the_usable_cpus(
+    tmp_path: Path, cgroup: str, files: dict[str, str], quota: float | None
+) -> None:
+    found = doctor.usable_cpus(machine(tmp_path, cgroup, files))
+    assert found["cgroup_quota"] == quota
+    if quota is not None and quota <= 1:
+        assert found["count"] == 1
+    assert 1 <= found["count"] <= found["online"]
+
+
+def test_a_machine_without_these_files_has_its_cpus(tmp_path: Path) -> None:
+    found = doctor.usable_cpus(tmp_path)
+    assert found["cgroup_quota"] is None
+    assert found["count"] == min(found["online"], found["affinity"])
+
+
+def test_only_flags_that_kernels_ask_for_are_listed(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 fma amx_tile\n\nflags\t: avx512f\n")
+    assert doctor.cpu_flags(cpuinfo) == ["avx2", "fma", "amx_tile"]
+    assert doctor.cpu_field("model name", cpuinfo) == "Some CPU"
+    assert doctor.cpu_flags(tmp_path / "none") == []
+
+
+def test_measuring_the_bandwidth_leaves_the_threads_alone() -> None:
+    before = torch.get_num_threads()
+    found = doctor.read_bandwidth(num_bytes=1 << 22, seconds=0.0)
+    assert torch.get_num_threads() == before
+    assert found["bytes"] == 1 << 22
+    assert 1e8 < found["bytes_per_second"] < 1e13
+    assert 1 <= found["threads"] <= 2
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_READ_BYTES", 1 << 22)
+    small = doctor.read_bandwidth
+    monkeypatch.setattr(doctor, "read_bandwidth", lambda: small(1 << 22, 0.0))
+
+
+def test_the_document_explains_every_op(quick: None, torch_backend: None) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert set(report["versions"]) == {"python", *doctor.PACKAGES}
+    assert report["library"] == {"isa": "torch", "QSPEC_CPU_ISA": "torch"}
+    assert set(report["ops"]) == set(doctor.OPS)
+    assert all(line.startswith(f"{op} on cpu: torch") for op, line in report["ops"].items())
+    assert all("QSPEC_CPU_ISA=torch" in line for line in report["ops"].values())
+    assert report["gpu"]["devices"] or report["gpu"]["reason"]
+    assert report["memory"]["available_bytes"] <= report["memory"]["total_bytes"]
+
+
+def test_the_text_has_a_line_per_subject(quick: None, torch_backend: None) -> None:
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0, result.stderr
+    for subject in (
+        "versions",
+        "cpu flags",
+        "usable cpus",
+        "read bandwidth",
+        "gpu",
+        "library",
+        "attention on cpu",
+    ):
+        assert subject in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_a_library_that_does_not_exist_is_refused(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qspec_kernels import dispatch
+
+    monkeypatch.setenv("QSPEC_CPU_ISA", "mmx")
+    dispatch.reset()
+    try:
+        result = CliRunner().invoke(app, ["doctor", "--json"])
+    finally:
+        monkeypatch.undo()
+        dispatch.reset()
+    assert result.exit_code == 2
+    assert "mmx" in json.loads(result.stdout)["error"]["message"]

@@ -1,0 +1,135 @@
+"""Loading takes little more memory than the model it makes, and says beforehand how much that is."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qspec_decode import config as configs
+from qspec_decode import memory, tensors
+from qspec_decode.load import load
+from qspec_decode.weights import weight_bytes
+
+Family = Callable[[str], tuple[Path, Any]]
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+# the peak is reset between the first load, which pays for imports and thread pools, and the second
+MEASURE = """
+import json, sys
+from pathlib import Path
+from qspec_decode.load import load
+from qspec_decode.memory import give_back
+
+def status(field):
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+small, large, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+load(small, **options)
+give_back()
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+model = load(large, **options)
+print(json.dumps({"peak": status("VmHWM") - before, "after": status("VmRSS") - before}))
+"""
+
+
+def write(directory: Path, **changes: Any) -> Path:
+    """A random bf16 checkpoint, its layers alternating between two shards."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG | changes))
+    shards: list[dict[str, torch.Tensor]] = [{}, {}]
+    for index, (name, shape) in enumerate(tensors.all_shapes(configs.from_dir(directory)).items()):
+        shards[index % 2][name] = torch.randn(shape, dtype=torch.bfloat16)
+    names = [f"model-{number}.safetensors" for number in range(2)]
+    for shard, name in zip(shards, names, strict=True):
+        save_file(shard, directory / name)
+    where = {tensor: name for shard, name in zip(shards, names, strict=True) for tensor in shard}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(a tiny checkpoint, one of 136 MB)."""
+    directory = tmp_path_factory.mktemp("memory")
+    return write(directory / "small", num_hidden_layers=1), write(directory / "large")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precisions": ["bf16"]},
+        {"precisions": ["bf16", "mxfp4"]},
+        {"precisions": ["bf16", "mxfp4"], "rotate": True},
+    ],
+    ids=["bf16", "bf16-mxfp4", "bf16-mxfp4-rotated"],
+)
+def test_the_peak_is_below_1_3_times_the_model(
+    checkpoints: tuple[Path, Path], options: dict[str, Any]
+) -> None:
+    small, large = map(str, checkpoints)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, small, large, json.dumps(options)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    measured = json.loads(done.stdout)
+    estimate = memory.memory_estimate(large, options["precisions"])
+    assert measured["after"] > 0.95 * estimate.total
+    assert measured["peak"] < 1.3 * estimate.total
+    assert measured["peak"] < estimate.peak
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied-one-kv-head", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "precisions", ["fp32", "bf16", "w4a8", "mxfp4", ("fp32", "bf16", "w4a8", "mxfp4")], ids=str
+)
+def test_the_estimate_is_what_a_load_takes(
+    family: Family, name: str, precisions: str | tuple[str, ...]
+) -> None:
+    directory, _ = family(name)
+    model = load(directory, precisions, group_size=32, keep="layers.0.down_proj")
+    matrices = [model.embedding]
+    for weights in model.sets.values():
+        matrices += [w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        matrices += [w for w in (weights.head, weights.draft_head) if w is not None]
+    taken = sum(weight_bytes(w) for w in {id(w): w for w in matrices}.values())
+    estimate = memory.memory_estimate(directory, precisions, group_size=32, keep="layers.0.down_proj")
+    # byte orders of a device pad rows to whole tiles, which is a lot for matrices this small
+    assert estimate.total <= taken <= 1.2 * estimate.total
+
+
+def test_available_memory_is_the_least_of_all_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free = memory.available_bytes()
+    assert free is None or free > 0
+    (tmp_path / "max").write_text("5000\n")
+    (tmp_path / "current").write_text("2000\n")
+    (tmp_path / "stat").write_text("anon 1500\ninactive_file 300\n")
+    files = tuple(str(tmp_path / name) for name in ("max", "current", "stat"))
+    monkeypatch.setattr(memory, "_CGROUP_FILES", [files])
+    assert memory.available_bytes() == 3300
+    (tmp_path / "max").write_text("max\n")
+    assert memory.available_bytes() != 3300

@@ -1,0 +1,119 @@
+"""The ops as citizens of PyTorch: `torch.library.opcheck` and `torch.compile` without graph breaks."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import qspec_kernels as qk
+from tests.kernels.cases import quantized, same_bits
+
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
+OPS = torch.ops.qspec
+
+
+def samples(name: str) -> list[tuple]:
+    """Arguments of an op's schema: float32 and bfloat16, leading dimensions, strides."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 48, generator=rng)
+    turned = torch.randn(48, 5, generator=rng).t()
+    weight, bias = torch.randn(7, 48, generator=rng), torch.randn(7, generator=rng)
+    int4, mxfp4 = (quantized(kind, weight, 32).packed for kind in ("int4", "mxfp4"))
+    index = torch.tensor([0, 1])
+    cache = torch.randn(2, 1, 8, 4, generator=rng)
+    k = torch.randn(2, 1, 4, generator=rng)
+    a8, a4 = qk.quantize_act(x), qk.quantize_act(turned, bits=4, group_size=32)
+
+    def packed(weight):
+        return weight.data, weight.scales, bias, weight.format, *weight.shape, weight.group_size
+
+    return {
+        "linear": [
+            (x, weight, bias),
+            (turned.bfloat16(), weight.bfloat16(), None),
+            (x.double(), weight, bias),
+        ],
+        "linear_packed": [(x, *packed(int4)), (turned.bfloat16(), *packed(mxfp4))],
+        "linear_integer": [(a8.codes, a8.scales, *packed(mxfp4), 8), (a4.codes, a4.scales, *packed(int4), 4)],
+        "quantize_act": [(x, 8, 48, 1.0), (turned.bfloat16(), 4, 32, 0.9), (x.double(), 4, 48, 1.0)],
+        "hadamard": [(x, 24, False), (turned.bfloat16(), 48, True)],
+        "hadamard_quantize_act": [(x, 24, 8, 48, 1.0), (turned.bfloat16(), 48, 4, 32, 0.9)],
+        "rmsnorm": [(x, weight[0], 1e-5), (turned.bfloat16(), weight[0], 1e-5)],
+        "silu_mul": [(x,), (turned.bfloat16(),)],
+        "rope": [
+            (x, index, torch.rand(24, generator=rng), 1.0),
+            (x.bfloat16(), index.int(), torch.rand(24), 1.0),
+        ],
+        "cache_write": [(cache.clone(), cache.clone(), k, k + 1, index, index)],
+        "attention": [
+            (k.repeat(1, 2, 1), cache, cache, index, index + 3, 0.5, -1),
+            (k.bfloat16(), cache.bfloat16(), cache.bfloat16(), index.int(), index + 3, 0.5, 2),
+        ],
+    }[name]
+
+
+NAMES = sorted(
+    name.removeprefix("qspec::") for name in torch._C._dispatch_get_all_op_names() if "qspec::" in name
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    for arguments in samples(name):
+        torch.library.opcheck(getattr(OPS, name).default, arguments)
+
+
+def test_every_op_has_samples():
+    assert len(NAMES) == 11
+    assert all(samples(name) for name in NAMES)
+
+
+COMPILED = """
+import torch
+import qspec_kernels as qk
+from qspec_kernels import formats
+
+int4 = formats.get("int4")
+weight = torch.randn(16, 64)
+packed = qk.to_device_layout(int4.pack(*int4.quantize(weight, 32), 32))
+layer = qk.nn.QuantLinear.from_linear(torch.nn.Linear(64, 64), "w4a8", 32)
+cache = torch.zeros(2, 1, 1, 8, 64)
+slot = torch.tensor([0, 0])
+
+def block(x):
+    h = qk.rmsnorm(layer(x), torch.ones(64))
+    qk.cache_write(cache[0], cache[1], h[:, None], h[:, None], slot, torch.tensor([0, 1]))
+    h = qk.attention(h[:, None], cache[0], cache[1], slot, torch.tensor([0, 1]), scale=0.1)[:, 0]
+    shared = qk.hadamard_quantize_act(h)
+    return qk.linear(shared, packed), qk.silu_mul(qk.linear(h, packed)), qk.linear(h, weight)
+
+x = torch.randn(2, 64)
+plain = block(x)
+for backend in ("eager", "aot_eager"):
+    compiled = torch.compile(block, fullgraph=True, backend=backend)(x)
+    assert all(torch.equal(a, b) for a, b in zip(plain, compiled)), backend
+print("same")
+"""
+
+
+def test_compiles_without_graph_breaks():
+    # a process of its own, without the annotation checks of this one, as users have it
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+def test_fake_tensors_have_the_shapes_of_real_ones():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, weight = torch.randn(2, 3, 48), torch.randn(7, 48)
+    real = qk.linear(x.bfloat16(), weight), qk.quantize_act(x, bits=4, group_size=32).scales
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = qk.linear(x.bfloat16(), weight), qk.quantize_act(x, bits=4, group_size=32).scales
+    assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in real]
+
+
+def test_an_op_is_the_same_through_the_dispatcher():
+    x = torch.randn(3, 48)
+    assert same_bits(OPS.silu_mul(x), qk.silu_mul(x))
