@@ -20,7 +20,7 @@
 namespace {
 
 constexpr int32_t kClosed = 1 << 30;
-constexpr int64_t kSpinNanoseconds = 60000;
+constexpr int64_t kSpinNanoseconds = 300000;
 constexpr int64_t kMaxWorkers = 255;
 
 struct Pool {
