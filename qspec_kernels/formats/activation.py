@@ -15,9 +15,9 @@ class QuantizedActivation:
     Parameters
     ----------
     codes
-        int8 [*batch, k], within -127..127 (`bits` 8) or -7..7 (`bits` 4).
+        int8 [..., k], within -127..127 (`bits` 8) or -7..7 (`bits` 4).
     scales
-        float32 [*batch, groups]: one per token, or one per token and `group_size` consecutive k.
+        float32 [..., groups]: one per token, or one per token and `group_size` consecutive k.
     bits
         8 or 4.
     group_size
