@@ -181,7 +181,9 @@ def _refuse_unsupported(raw: dict[str, Any], where: str) -> None:
 
 def _windows(raw: dict[str, Any], num_layers: int, where: str) -> tuple[int | None, ...]:
     """Per layer, how many positions attention sees: all layers of Mistral, some of Qwen."""
-    window, family = raw.get("sliding_window"), raw["model_type"]
+    family = raw["model_type"]
+    # where the key is absent, transformers' configuration classes of these families have 4096; null is none
+    window = raw.get("sliding_window", 4096)
     if family == "llama" or (family != "mistral" and not raw.get("use_sliding_window", False)):
         window = None
     if window is not None and (not isinstance(window, int) or window < 1):

@@ -12,7 +12,7 @@ from qspec_decode import request
 from qspec_decode.noise import Purpose, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.protocol import Model
-from qspec_decode.sampling import SamplingParams, draw, probabilities
+from qspec_decode.sampling import SamplingParams, draw, most_probable, probabilities
 
 
 def generate(
@@ -86,7 +86,7 @@ def generate(
     num_steps = 0
     while True:
         if params.greedy:
-            tokens = logits.argmax(-1)
+            tokens = most_probable(logits)
         else:
             numbers = uniform(seeds[active], 0, Purpose.DRAW, lengths[active, None])
             tokens = draw(probabilities(logits, params), numbers[:, 0])

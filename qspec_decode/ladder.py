@@ -22,7 +22,7 @@ class DraftModel:
     model
         A loaded model with the target's vocabulary.
     precision
-        What it decodes with; None takes the first it was loaded for.
+        What it decodes with; None takes the first of the model's `precisions`.
     name
         How statistics call it.
     """

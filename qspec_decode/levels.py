@@ -17,7 +17,7 @@ from qspec_decode.accept import greedy, standard
 from qspec_decode.noise import Purpose, uniform
 from qspec_decode.proposal import Level, Proposal, Run
 from qspec_decode.protocol import Cache, Model
-from qspec_decode.sampling import probabilities
+from qspec_decode.sampling import most_probable, probabilities
 from qspec_decode.stats import SpecDecodingStats
 
 
@@ -196,7 +196,7 @@ class ModelLevel:
         """Decide; returns accepted counts, the following ids, and this level's distributions if sampled."""
         drafted, k = proposal.num_tokens, proposal.ids.shape[1]
         if self._run.sampling.greedy:
-            target_ids = _rectangle(logits.argmax(-1), drafted + 1, k + 1)
+            target_ids = _rectangle(most_probable(logits), drafted + 1, k + 1)
             return *greedy.accept(proposal.ids, drafted, target_ids), None
         probs = _rectangle(probabilities(logits, self._run.sampling), drafted + 1, k + 1)
         seeds = self._run.seeds[rows]

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from qspec_kernels import PRECISIONS, UsageError
 
+# mxfp4a8 agrees with its target as often as mxfp4a16, and is the faster of the two
 ALIASES = {"mxfp4": "mxfp4a8"}
 
 

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qspec_decode.precision import canonical
 from qspec_decode.protocol import Model
 from qspec_decode.sampling import SamplingParams
-from qspec_kernels import PRECISIONS, UsageError
+from qspec_kernels import UsageError
 
 InputIds = Tensor | Sequence[Sequence[int]]
-
-_SHORT_NAMES = {"mxfp4": "mxfp4a8"}
 
 
 def prompts(model: Model, input_ids: InputIds, attention_mask: Tensor | None) -> list[list[int]]:
@@ -39,17 +38,40 @@ def prompts(model: Model, input_ids: InputIds, attention_mask: Tensor | None) ->
             )
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise UsageError(f"input_ids has dtype {ids.dtype}; expected an integer dtype")
-        mask = mask.view(ids.shape)
-        rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        rows = [
+            _unpadded(row, keep.bool(), i)
+            for i, (row, keep) in enumerate(zip(ids, mask.view(ids.shape), strict=True))
+        ]
     else:
         if attention_mask is not None:
             raise UsageError("attention_mask was given with a list of prompts, which needs none")
-        rows = [list(row) for row in input_ids]
+        rows = [_listed(row, index) for index, row in enumerate(input_ids)]
     if not rows:
         raise UsageError("input_ids has no rows; expected at least one prompt")
     for index, row in enumerate(rows):
         check_prompt(row, f"prompt {index}", model.vocab_size, model.max_positions)
     return rows
+
+
+def _listed(row: Any, index: int) -> list[int]:
+    if not isinstance(row, Sequence) or isinstance(row, str):
+        raise UsageError(
+            f"prompt {index} is {row!r}; expected a list of token ids", "Wrap a single prompt: [[1, 2, 3]]."
+        )
+    strange = [token for token in row if type(token) is not int]
+    if strange:
+        raise UsageError(f"prompt {index} holds {strange[0]!r}; expected integer token ids")
+    return list(row)
+
+
+def _unpadded(row: Tensor, keep: Tensor, index: int) -> list[int]:
+    places = keep.nonzero()[:, 0]
+    if len(places) and int(places[-1] - places[0]) >= len(places):
+        raise UsageError(
+            f"attention_mask of row {index} leaves out tokens in the middle; expected padding on either side",
+            "Every token before the last one is attended to; cut the others out of input_ids.",
+        )
+    return row[keep].tolist()
 
 
 def check_prompt(ids: Sequence[int], where: str, vocab_size: int, max_positions: int) -> None:
@@ -104,30 +126,15 @@ def eos_ids(model: Model, params: SamplingParams) -> frozenset[int]:
     return frozenset(params.eos_token_id)
 
 
-def resolve_precision(name: str) -> str:
-    """The full name of a precision; "mxfp4" stands for mxfp4a8, which is as often accepted and faster.
-
-    Raises
-    ------
-    UsageError
-        An unknown name; the message lists the known ones.
-    """
-    name = _SHORT_NAMES.get(name, name)
-    if name not in PRECISIONS:
-        known = ", ".join([*PRECISIONS, *_SHORT_NAMES])
-        raise UsageError(f"unknown precision {name!r}; expected one of {known}")
-    return name
-
-
 def loaded_precision(model: Model, name: str) -> str:
-    """`resolve_precision`, and the model must have been loaded with it.
+    """The full name of a precision that the model has been loaded for.
 
     Raises
     ------
     UsageError
-        As above, or the model does not hold the weights.
+        An unknown name, or one whose weights the model does not hold.
     """
-    precision = resolve_precision(name)
+    precision = canonical(name)
     if precision not in model.precisions:
         raise UsageError(
             f"the model was loaded for {', '.join(model.precisions)}, not for {precision}",

@@ -62,6 +62,27 @@ class SamplingParams:
         return self.temperature == 0
 
 
+def most_probable(logits: Float[Tensor, "*n vocab"]) -> Int64[Tensor, "*n"]:
+    """The id of the highest logit, ties to the lowest id.
+
+    Raises
+    ------
+    QSpecError
+        As `probabilities`.
+    """
+    highest, ids = logits.max(-1)
+    _check_finite(highest)
+    return ids
+
+
+def _check_finite(highest: Tensor) -> None:
+    if not bool(highest.isfinite().all()):
+        raise QSpecError(
+            "the model returned logits that are NaN or without a finite maximum; expected finite ones",
+            "Look for weights that are not finite or that overflow, or run the target in another precision.",
+        )
+
+
 def probabilities(logits: Float[Tensor, "*n vocab"], params: SamplingParams) -> Float[Tensor, "*n vocab"]:
     """The distribution that tokens are drawn from: temperature, then top-k, then top-p, as in transformers.
 
@@ -74,11 +95,7 @@ def probabilities(logits: Float[Tensor, "*n vocab"], params: SamplingParams) -> 
     """
     # the maximum is taken out first: at a tiny temperature the quotient would overflow
     highest = logits.amax(-1, keepdim=True)
-    if not bool(highest.isfinite().all()):
-        raise QSpecError(
-            "the model returned logits that are NaN or without a finite maximum; expected finite ones",
-            "Look for weights that are not finite or that overflow, or run the target in another precision.",
-        )
+    _check_finite(highest)
     scaled = (logits - highest) / params.temperature
     if 0 < params.top_k < logits.shape[-1]:
         kth = scaled.topk(params.top_k, dim=-1).values[..., -1:]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qspec_decode import ladder, request
+from qspec_decode.accept import greedy, standard
 from qspec_decode.ladder import Draft, SpeculativeConfig
 from qspec_decode.levels import Emission
 from qspec_decode.noise import Seed, row_seeds
@@ -101,7 +102,7 @@ def speculate(
         sequences=[torch.tensor(p + t) for p, t in zip(prompts, rows.token_ids, strict=True)],
         token_ids=rows.token_ids,
         finish_reasons=rows.finish_reasons,
-        lossless=True,
+        lossless=greedy.LOSSLESS if params.greedy else standard.LOSSLESS,
         reference=precision,
         seeds=pairs,
         levels=list(top.all_stats()),

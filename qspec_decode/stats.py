@@ -56,7 +56,7 @@ class SpecDecodingStats:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens a round commits on average, the correction or bonus token included."""
+        """Tokens that a round with drafts commits on average, the correction or bonus token included."""
         return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 1.0
 
     @property

@@ -27,6 +27,7 @@ def run_document(
     """
     token_ids = [row for out in outputs for row in out.token_ids]
     levels = merge([out.levels for out in outputs])
+    steps = sum(out.num_target_steps for out in outputs)
     document: dict[str, Any] = {
         "target": outputs[0].reference,
         "draft": list(drafts),
@@ -47,7 +48,8 @@ def run_document(
         "finish_reasons": [reason for out in outputs for reason in out.finish_reasons],
         "seeds": [list(seed) for out in outputs for seed in out.seeds],
         "levels": [level.to_dict() for level in levels],
-        "num_target_steps": sum(out.num_target_steps for out in outputs),
+        "num_target_steps": steps,
+        "tokens_per_round": (sum(map(len, token_ids)) - len(token_ids)) / steps if steps else 0.0,
         "prefill_seconds": statistics.median(out.prefill_seconds for out in outputs),
         "load_seconds": load_seconds,
     }

@@ -154,7 +154,7 @@ def _table(runs: list[dict[str, Any]], temperature: float) -> "Table":
             f"{run['speedup'] or 0.0:.2f}" + (" " if run["of_record"] else "*"),
             f"{(high - low) / 2:.2f}",
             f"{run['acceptance_rate']:.0%}",
-            f"{run['mean_acceptance_length']:.2f}",
+            f"{run['tokens_per_round']:.2f}",
             f"{run['prediction']['speedup']:.2f}",
             f"{run['prediction']['byte_bound']:.2f}",
             f"{run['repeated_8gram_share']:.0%}",

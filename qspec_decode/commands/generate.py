@@ -204,7 +204,7 @@ def _print_statistics(fast: "DecodingOutput", document: dict[str, Any]) -> None:
     for level in fast.levels:
         note(
             f"{level.name}: {level.acceptance_rate:.0%} of {level.num_draft_tokens} drafts accepted, "
-            f"{level.mean_acceptance_length:.2f} tokens per round"
+            f"{level.mean_acceptance_length:.2f} tokens per round with drafts"
         )
     if fast.levels and document["temperature"]:
         note(f"seeds: {', '.join(str(tuple(seed)) for seed in document['seeds'])}")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import cast
 
 from qspec_decode import config as configs
-from qspec_decode import ladder, load, request
+from qspec_decode import ladder, load
 from qspec_decode.commands.prompts import PromptReader, parse_ids, read_text
 from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
 from qspec_decode.load import resolve
 from qspec_decode.model import Transformer
 from qspec_decode.noise import RowSeed
-from qspec_decode.precision import ALIASES, set_name
+from qspec_decode.precision import ALIASES, canonical, set_name
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.tokenizer import Tokenizer
 from qspec_kernels import PRECISIONS, CheckpointError, UsageError
@@ -97,7 +97,7 @@ def plan(
     sampling, config = _sampling(options), _speculation(options)
     drafts, names = _drafts(options)
     own = [draft for draft in drafts if isinstance(draft, str) and draft != "ngram"]
-    precisions = tuple(dict.fromkeys(request.resolve_precision(name) for name in (options.target, *own)))
+    precisions = tuple(dict.fromkeys(canonical(name) for name in (options.target, *own)))
     _check_weights(options, precisions)
     shape = configs.from_dir(resolve(options.model))
     for draft, name in zip(drafts, names, strict=True):
@@ -151,7 +151,7 @@ def _speculation(options: Options) -> SpeculativeConfig:
 
 def _drafts(options: Options) -> tuple[list[str | Path], list[str]]:
     """(what each level is, what it is called)."""
-    target = request.resolve_precision(options.target)
+    target = canonical(options.target)
     names = options.drafts or [str(draft) for draft in ladder.as_list("auto", target)]
     drafts: list[str | Path] = []
     for depth, name in enumerate(names):

@@ -48,8 +48,9 @@ class PromptReader:
 
     def batch(self, path: Path) -> list[list[int]]:
         """One row of ids per line of a JSONL file that is not blank."""
+        # not splitlines(), which also breaks at U+2028 and other characters that JSON allows in a string
         rows = []
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).split("\n"), 1):
             if line.strip():
                 rows.append(self._line(line, f"{path}, line {number}"))
         if not rows:

@@ -44,8 +44,8 @@ class Prompt:
 
 def read() -> list[Prompt]:
     """The prompts in the order in which they are used: neighbours are from different files."""
-    lines = files("qspec_decode.demo").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Prompt(**json.loads(line)) for line in lines]
+    lines = files("qspec_decode.demo").joinpath("prompts.jsonl").read_text(encoding="utf-8").split("\n")
+    return [Prompt(**json.loads(line)) for line in lines if line]
 
 
 def cut(name: str, source: str, tokenizer: Tokenizer) -> Iterator[Prompt]:

@@ -111,10 +111,10 @@ class _Widener:
             "gate_up": (intermediate, hidden),
             "down": (hidden, intermediate),
         }
-        widen_weight: Callable[..., Weight] = (
-            widen_packed if isinstance(weight, PackedWeight) else widen_dense
-        )
-        return widen_weight(weight, *tiles[field], parts=self._parts(field))
+        parts = self._parts(field)
+        if isinstance(weight, PackedWeight):
+            return widen_packed(weight, *tiles[field], parts=parts)
+        return widen_dense(weight, *tiles[field], parts=parts)
 
     def _parts(self, field: str) -> tuple[int, ...]:
         small = self.small

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float16, Int8
 from torch import Tensor
 
+from qspec_kernels.errors import FormatError
 from qspec_kernels.formats import _check, _layout
 from qspec_kernels.formats.packed import PackedWeight
 
@@ -37,6 +38,11 @@ def pack(
     group = _check.group_size(group_size, codes.shape[-1])
     _check.codes_and_scales(codes, scales, group, (torch.int8, torch.float16), (-8, 7))
     n, k = codes.shape
+    if group < k and group % _layout.CHUNK:
+        raise FormatError(
+            f"group_size is {group}; expected a multiple of {_layout.CHUNK}, or one group per row",
+            "Quantise with group_size 32, 64, 128 or -1.",
+        )
     data = _layout.pack_tiles((codes + 8).to(torch.uint8), pad=8, k_multiple=_layout.CHUNK)
     return PackedWeight(data, _layout.pack_scale_tiles(scales), "int4_tiles16", (n, k), group)
 

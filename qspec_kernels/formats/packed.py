@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qspec_kernels.errors import FormatError
+
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -29,6 +31,21 @@ class PackedWeight:
     format: str
     shape: tuple[int, int]
     group_size: int
+
+    def __post_init__(self) -> None:
+        n, k = self.shape
+        # every order holds two codes a byte, padded at most to whole tiles of 16 rows by 32 features
+        least, most = n * ((k + 1) // 2), (n + 15) // 16 * 16 * ((k + 31) // 32 * 16)
+        scale_dtype = torch.float16 if self.format.startswith("int4") else torch.uint8
+        fits = least <= self.data.numel() <= most and self.data.dtype == torch.uint8
+        scaled = self.scales.dtype == scale_dtype and self.scales.numel() >= n * -(-k // self.group_size)
+        if not (fits and scaled and self.data.is_contiguous() and self.scales.is_contiguous()):
+            raise FormatError(
+                f"a {self.format} weight of shape {list(self.shape)}, group size {self.group_size}, "
+                f"cannot have {self.data.dtype} data {list(self.data.shape)} and {self.scales.dtype} scales "
+                f"{list(self.scales.shape)}, or they are not contiguous",
+                f"Make it with qspec_kernels.formats.{self.format}.pack.",
+            )
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,8 @@ def floating(name: str, x: Tensor) -> None:
         raise UsageError(
             f"{name} is {x.dtype}; expected float32, bfloat16 or float64", f"Convert it: {name}.float()."
         )
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise UsageError(f"{name} has shape {list(x.shape)}; expected at least one feature")
 
 
 def same_device(name: str, tensor: Tensor, x_name: str, x: Tensor) -> None:

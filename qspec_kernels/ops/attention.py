@@ -50,6 +50,12 @@ def attention(
     Source: online softmax, arXiv 1805.02867.
     """
     _check.floating("q", q)
+    if q.ndim != 3 or k_cache.ndim != 4 or 0 in k_cache.shape[1:]:
+        raise UsageError(
+            f"q has shape {list(q.shape)} and k_cache {list(k_cache.shape)};"
+            " expected [tokens, q_heads, d] and [rows, heads, capacity, d]"
+        )
+    _check.same_device("k_cache", k_cache, "q", q)
     tokens, q_heads, d = q.shape
     heads = k_cache.shape[1]
     if d != k_cache.shape[3] or q_heads % heads:

@@ -26,6 +26,11 @@ def cache_write(
         If shapes contradict each other, a cache is not contiguous, or (on CPU) a row or position lies
         outside the cache.
     """
+    _check.floating("k", k)
+    if v.dtype != k.dtype:
+        raise UsageError(f"k is {k.dtype} and v is {v.dtype}; expected one dtype", "Convert one of them.")
+    for name, tensor in (("k", k), ("v", v)):
+        _check.same_device(name, tensor, "k_cache", k_cache)
     _check.shape("v_cache", v_cache, k_cache.shape, "that of k_cache")
     _check.shape("k", k, (k.shape[0], k_cache.shape[1], k_cache.shape[3]), "[tokens, heads, d] of k_cache")
     _check.shape("v", v, k.shape, "that of k")
@@ -36,10 +41,13 @@ def cache_write(
 def check_slots(k_cache: Tensor, v_cache: Tensor, rows: Tensor, positions: Tensor, tokens: int) -> None:
     """Caches can be addressed in place, and each token has a row and a position."""
     _check.floating("k_cache", k_cache)
+    for name, tensor in (("v_cache", v_cache), ("rows", rows), ("positions", positions)):
+        _check.same_device(name, tensor, "k_cache", k_cache)
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()) or v_cache.dtype != k_cache.dtype:
         raise UsageError(
             f"k_cache is {k_cache.dtype} with strides {k_cache.stride()} and v_cache {v_cache.dtype} with"
-            f" {v_cache.stride()}; expected two contiguous tensors of one dtype"
+            f" {v_cache.stride()}; expected two contiguous tensors of one dtype",
+            "Allocate both as [rows, heads, capacity, d] and pass them whole.",
         )
     _check.integers("rows", rows)
     _check.integers("positions", positions)

@@ -67,6 +67,8 @@ def linear(
         )
     _check.floating("x", x)
     _check.floating("weight", weight)
+    if weight.ndim != 2:
+        raise UsageError(f"weight has shape {list(weight.shape)}; expected [out_features, in_features]")
     _check_operands(x, weight, weight.shape, bias)
     return _linear(x, weight, bias)
 
@@ -83,6 +85,12 @@ def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor 
             raise UsageError(
                 f"x has {x.scales.shape[-1]} scales per token (group size {x.group_size}); expected {groups}",
                 f"Quantise it with group_size={weight.group_size if x.bits == 4 else None}.",
+            )
+        if x.codes.dtype != torch.int8 or x.scales.shape[:-1] != x.codes.shape[:-1]:
+            raise UsageError(
+                f"x has {x.codes.dtype} codes {list(x.codes.shape)} and scales {list(x.scales.shape)};"
+                " expected int8 codes and scales for each of their rows",
+                "qspec_kernels.quantize_act makes both.",
             )
         _check_operands(x.codes, weight.data, weight.shape, bias)
         return _linear_integer(

@@ -5,6 +5,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from qspec_kernels import dispatch
+from qspec_kernels.errors import UsageError
 from qspec_kernels.ops import _check
 from qspec_kernels.ops._library import register
 
@@ -34,6 +35,16 @@ def rope(
     """
     _check.floating("x", x)
     _check.integers("positions", positions)
+    if x.shape[2] % 2:
+        raise UsageError(
+            f"x has {x.shape[2]} features a head; expected an even number, to be turned in pairs"
+        )
+    if inv_freq.dtype != torch.float32:
+        raise UsageError(
+            f"inv_freq is {inv_freq.dtype}; expected float32", "Angles of far positions need its precision."
+        )
+    _check.same_device("positions", positions, "x", x)
+    _check.same_device("inv_freq", inv_freq, "x", x)
     _check.shape("positions", positions, (x.shape[0],), "one position per token of x")
     _check.shape("inv_freq", inv_freq, (x.shape[2] // 2,), "one frequency per pair of features")
     return _rope(x, positions, inv_freq, attention_scaling)
@@ -41,7 +52,8 @@ def rope(
 
 def _op(x: Tensor, positions: Tensor, inv_freq: Tensor, attention_scaling: float) -> Tensor:
     function = dispatch.find("rope", x.device, x.dtype)
-    return function(x.contiguous(), positions.to(torch.int32), inv_freq.contiguous(), attention_scaling)
+    positions = positions.to(torch.int32).contiguous()
+    return function(x.contiguous(), positions, inv_freq.contiguous(), attention_scaling)
 
 
 _rope = register(

@@ -182,7 +182,7 @@ def test_bad_input_names_value_and_expectation() -> None:
         ),
         (
             lambda: int4.unpack(PackedWeight(torch.zeros(4, 31).byte(), scales, "int4", (4, 64), 32)),
-            r"has shape \[4, 32\], got \[4, 31\]",
+            r"shape \[4, 64\].*cannot have .*\[4, 31\]",
         ),
     ]
     for call, message in cases:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qspec_kernels import KernelUnavailable, UsageError, dispatch
+from qspec_kernels import KernelUnavailable, UsageError, dispatch, linear
 from qspec_kernels.backends.cpp import library
 from qspec_kernels.backends.cpp.attention import attention
 from qspec_kernels.backends.cpp.linear_bf16 import linear_bf16
@@ -187,3 +187,17 @@ def test_concurrent_callers_do_not_disturb_each_other(loaded, threads):
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda x: linear_bf16(x, w, None), inputs))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_workers_compute_in_the_callers_float_mode(threads: None) -> None:
+    """Flushing of denormals is a thread's own setting; a result must not depend on who took the task."""
+    x, weight = torch.full((1, 64), 1e-20), torch.full((4096, 64), 1e-20)
+    torch.set_num_threads(2)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU does not flush denormals")
+    try:
+        results = [linear(x, weight) for _ in range(50)]
+    finally:
+        torch.set_flush_denormal(False)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert not torch.equal(results[0], linear(x, weight))

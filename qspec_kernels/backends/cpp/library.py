@@ -30,7 +30,10 @@ REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
     "avx2": _AVX2,
     "portable": (),
 }
-"""CPU flags, as /proc/cpuinfo spells them, that each library's code uses; the best library first."""
+"""CPU flags, as /proc/cpuinfo spells them, that each library may use; the best library first.
+
+No kernel uses AMX yet: that library is the code of avx512bf16, and computes the same bits.
+"""
 
 _CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -70,6 +73,8 @@ def open_library(isa: str, path: Path, sources: Path) -> Library:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelUnavailable(f"the kernel library {path.name} does not load: {error}", REBUILD) from error
+    if not hasattr(handle, "qspec_source_hash"):
+        raise KernelUnavailable(f"{path} is no kernel library", REBUILD)
     handle.qspec_source_hash.restype = ctypes.c_char_p
     built = handle.qspec_source_hash().decode()
     if source_hash(sources) not in (None, built):

@@ -33,6 +33,7 @@ struct Pool {
     int64_t tasks = 0;
     void (*task)(const void*, int64_t, int64_t) = nullptr;
     const void* context = nullptr;
+    uint32_t float_mode = 0;  // the caller's rounding and flushing: a task computes the same on any thread
     alignas(64) int64_t next = 0;
 };
 
@@ -42,6 +43,20 @@ pthread_once_t fork_handler_once = PTHREAD_ONCE_INIT;
 inline void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#endif
+}
+
+uint32_t get_float_mode() {
+#if defined(__x86_64__)
+    return __builtin_ia32_stmxcsr();
+#else
+    return 0;
+#endif
+}
+
+void set_float_mode([[maybe_unused]] uint32_t mode) {
+#if defined(__x86_64__)
+    __builtin_ia32_ldmxcsr(mode);
 #endif
 }
 
@@ -96,7 +111,10 @@ void* worker(void* argument) {
     for (;;) {
         seen = await_generation(seen);
         const bool open = !(__atomic_fetch_add(&pool.gate, 1, __ATOMIC_ACQ_REL) & kClosed);
-        if (open && number < pool.admitted) take_tasks(number + 1);
+        if (open && number < pool.admitted) {
+            set_float_mode(pool.float_mode);
+            take_tasks(number + 1);
+        }
         __atomic_fetch_sub(&pool.gate, 1, __ATOMIC_ACQ_REL);
     }
     return nullptr;
@@ -138,6 +156,7 @@ void run_tasks(int64_t tasks, int64_t threads, void (*task)(const void*, int64_t
     pool.tasks = tasks;
     pool.task = task;
     pool.context = context;
+    pool.float_mode = get_float_mode();
     __atomic_store_n(&pool.next, 0, __ATOMIC_RELAXED);
     __atomic_fetch_and(&pool.gate, ~kClosed, __ATOMIC_ACQ_REL);
     __atomic_fetch_add(&pool.generation, 1, __ATOMIC_SEQ_CST);
