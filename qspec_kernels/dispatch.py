@@ -91,7 +91,10 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
     for backend in _backends(packed.device):
         if _refusal(backend, op, None, None) is None:
             return convert(packed, _module(backend, op).READS)
-    raise KernelUnavailable(f"no backend on {packed.device} serves {op}")
+    raise KernelUnavailable(
+        f"no backend on {packed.device} serves {op}",
+        "Keep the weight on a device that `explain` names a path for.",
+    )
 
 
 def reset() -> None:

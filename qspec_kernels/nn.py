@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from qspec_kernels import formats
 from qspec_kernels.dispatch import to_device_layout
 from qspec_kernels.errors import UsageError
-from qspec_kernels.formats import PackedWeight
-from qspec_kernels.ops.linear import linear
+from qspec_kernels.formats import PackedWeight, canonical
+from qspec_kernels.ops.linear import check_act, linear
 from qspec_kernels.precision import precision as find_precision
 
 
@@ -46,6 +46,7 @@ class QuantLinear(nn.Module):
         self, weight: PackedWeight, bias: Float[Tensor, " n"] | None = None, act: str = "a16"
     ) -> None:
         super().__init__()
+        check_act(act, canonical(weight.format))
         laid_out = to_device_layout(weight)
         self.format, self.shape, self.group_size = laid_out.format, laid_out.shape, laid_out.group_size
         self.act = act

@@ -79,7 +79,7 @@ def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor 
     if isinstance(x, QuantizedActivation):
         if act not in ("a16", f"a{x.bits}"):
             raise UsageError(f"act is {act!r} but x has been quantised to {x.bits} bits")
-        _check_act(f"a{x.bits}", kind)
+        check_act(f"a{x.bits}", kind)
         groups = -(-k // weight.group_size) if x.bits == 4 else 1
         if x.scales.shape[-1] != groups or (x.bits == 4 and x.group_size != weight.group_size):
             raise UsageError(
@@ -106,7 +106,7 @@ def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor 
             x.bits,
         )
     _check.floating("x", x)
-    _check_act(act, kind)
+    check_act(act, kind)
     _check_operands(x, weight.data, weight.shape, bias)
     if act == "a16":
         return _linear_packed(x, weight.data, weight.scales, bias, weight.format, n, k, weight.group_size)
@@ -114,9 +114,12 @@ def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor 
     return _packed(quantized, weight, bias, act).to(x.dtype)
 
 
-def _check_act(act: str, kind: str) -> None:
+def check_act(act: str, kind: str) -> None:
+    """Raise a UsageError unless weights of a canonical format serve an activation precision."""
     if act not in _ACTS[kind]:
-        raise UsageError(f"act is {act!r}; {kind} weights serve {', '.join(_ACTS[kind])}")
+        raise UsageError(
+            f"act is {act!r}; {kind} weights serve {', '.join(_ACTS[kind])}", "Choose one of those."
+        )
 
 
 def _check_operands(x: Tensor, storage: Tensor, shape: tuple[int, ...], bias: Tensor | None) -> None:

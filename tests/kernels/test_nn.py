@@ -93,3 +93,9 @@ def test_strict_loading_names_what_is_missing(torch_backend):
 def test_dense_precision_is_refused(torch_backend):
     with pytest.raises(qk.UsageError, match="precision 'bf16' has dense weights"):
         QuantLinear.from_linear(torch.nn.Linear(8, 8), "bf16")
+
+
+def test_an_activation_that_the_weights_do_not_serve_is_refused_at_once():
+    weight = formats.get("mxfp4").pack(*formats.get("mxfp4").quantize(torch.randn(16, 64)))
+    with pytest.raises(qk.UsageError, match="act is 'a4'; mxfp4 weights serve a16, a8"):
+        QuantLinear(weight, act="a4")
