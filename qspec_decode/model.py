@@ -1,5 +1,7 @@
 """`Transformer`: Llama, Mistral and Qwen layers over the kernels, in any precision that was loaded."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,19 +10,26 @@ from qspec_decode import precision as names
 from qspec_decode import rope as rotary
 from qspec_decode.cache import KVCache
 from qspec_decode.config import ModelConfig
+from qspec_decode.replay import MAX_TOKENS
 from qspec_decode.weights import LayerWeights, Weight, WeightSet
 from qspec_kernels import (
     PRECISIONS,
+    HeadNorm,
     PackedWeight,
+    QuantizedActivation,
+    RotaryEmbedding,
     UsageError,
     attention,
-    cache_write,
+    embedding,
     hadamard,
     hadamard_quantize_act,
+    isa,
     linear,
     rmsnorm,
-    rope,
+    rmsnorm_quantize_act,
+    rope_cache_write,
     silu_mul,
+    silu_mul_quantize_act,
 )
 
 
@@ -65,10 +74,15 @@ class Transformer:
         self.eos_token_ids = config.eos_token_ids
         self.precisions = names.served_by(sets)
         self.device = embedding.device
-        inv_freq, self._rope_scaling = rotary.frequencies(config.rope, config.head_dim)
-        self._inv_freq = inv_freq.to(self.device)
+        inv_freq, scaling = rotary.frequencies(config.rope, config.head_dim)
+        self._rotary = RotaryEmbedding(inv_freq.to(self.device), scaling)
         self._scale = config.head_dim**-0.5
         self._ones = torch.ones_like(final_norm)
+        self._mask = None
+        if config.num_real_tokens is not None:
+            # added to the logits: ids that stand for nothing are never chosen
+            self._mask = torch.zeros(config.vocab_size, dtype=dtype, device=self.device)
+            self._mask[config.num_real_tokens :] = -torch.inf
 
     def new_cache(self, batch_size: int, capacity: int, precision: str) -> KVCache:
         """A cache for `batch_size` sequences of up to `capacity` positions.
@@ -87,6 +101,7 @@ class Transformer:
             config.head_dim,
             torch.float64 if self.dtype == torch.float64 else dtype,
             self.device,
+            replayed=self.dtype == torch.float32 and isa() != "torch",
         )
 
     def forward(
@@ -103,6 +118,7 @@ class Transformer:
         """Logits of the next token after each token of a flat batch; see `protocol.Model.forward`.
 
         Keys and values of every token are in `cache` afterwards. float32, float64 in a float64 model.
+        Logits of few tokens are good until the next pass over the same cache.
 
         Raises
         ------
@@ -110,19 +126,20 @@ class Transformer:
             When no weight set that was loaded serves `precision`.
         """
         weights, act = self._plan(precision)
-        rows, positions = rows.to(torch.int32), positions.to(torch.int32)
-        x = self._embed(ids, weights, precision)
-        for index, layer in enumerate(weights.layers):
-            attended = self._attend(index, layer, x, rows, positions, cache, act)
-            x = x + self._project_out(attended, layer.o, layer.o_bias, act, self.config.heads_block, weights)
-            h = rmsnorm(x, layer.post_norm, self.config.rms_norm_eps)
-            h = silu_mul(_linear(h, layer.gate_up, layer.gate_up_bias, act))
-            x = x + self._project_out(
-                h, layer.down, layer.down_bias, act, self.config.intermediate_block, weights
-            )
-        if logits_at is not None:
-            x = x[logits_at]
-        return self._logits(x, weights, act, draft_head)
+        inputs = (ids, rows.to(torch.int32), positions.to(torch.int32))
+        inputs = inputs if logits_at is None else (*inputs, logits_at)
+
+        def compute(ids: Tensor, rows: Tensor, positions: Tensor, logits_at: Tensor | None = None) -> Tensor:
+            x = self._embed(ids, weights, precision)
+            for index, layer in enumerate(weights.layers):
+                x = self._layer(index, layer, x, (rows, positions), cache, weights, act)
+            if logits_at is not None:
+                x = embedding(x, logits_at, dtype=self.dtype)
+            return self._logits(x, weights, act, draft_head)
+
+        if cache.replay is None or len(ids) > MAX_TOKENS:
+            return compute(*inputs)
+        return cache.replay.run((precision, draft_head), compute, inputs)
 
     def _plan(self, precision: str) -> tuple[WeightSet, str]:
         if precision not in self.precisions:
@@ -135,75 +152,86 @@ class Transformer:
         return self.sets[served.weights], served.act or "a16"
 
     def _embed(self, ids: Tensor, weights: WeightSet, precision: str) -> Tensor:
-        x = self.embedding[ids]
-        # so that a precision computes the same whichever others share the table with it
-        if precision != "fp32":
-            x = x.to(torch.bfloat16)
-        x = x.to(self.dtype)
+        # rounded, so that a precision computes the same whichever others share the table with it
+        x = embedding(self.embedding, ids, rounded=precision != "fp32", dtype=self.dtype)
         if weights.signs is not None:
-            x = hadamard(x * weights.signs, block=self.config.hidden_block)
+            x = hadamard(x, block=self.config.hidden_block, diagonal=weights.signs)
         return x
 
-    def _attend(
+    def _layer(
         self,
         index: int,
         layer: LayerWeights,
         x: Tensor,
-        rows: Tensor,
-        positions: Tensor,
+        slots: tuple[Tensor, Tensor],
         cache: KVCache,
+        weights: WeightSet,
         act: str,
     ) -> Tensor:
-        """Attention of one layer before its output projection: [tokens, q heads * head_dim]."""
         config = self.config
-        h = rmsnorm(x, layer.input_norm, config.rms_norm_eps)
-        qkv = _linear(h, layer.qkv, layer.qkv_bias, act)
-        num_q, num_k = config.num_attention_heads, config.num_key_value_heads
-        heads = qkv.view(len(x), num_q + 2 * num_k, config.head_dim)
+        qkv = self._normed_linear(x, layer.input_norm, layer.qkv, layer.qkv_bias, act)
+        norm = None
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = rmsnorm(heads[:, :num_q], layer.q_norm, config.rms_norm_eps)
-            k = rmsnorm(heads[:, num_q : num_q + num_k], layer.k_norm, config.rms_norm_eps)
-            q = rope(q, positions, self._inv_freq, self._rope_scaling)
-            k = rope(k, positions, self._inv_freq, self._rope_scaling)
-        else:
-            turned = rope(heads[:, : num_q + num_k], positions, self._inv_freq, self._rope_scaling)
-            q, k = turned[:, :num_q], turned[:, num_q:]
+            norm = HeadNorm(layer.q_norm, layer.k_norm, config.rms_norm_eps)
         keys, values = cache.k[index], cache.v[index]
-        cache_write(keys, values, k, heads[:, num_q + num_k :], rows, positions)
-        out = attention(q, keys, values, rows, positions, scale=self._scale, window=config.windows[index])
-        return out.reshape(len(x), config.q_size)
+        q = rope_cache_write(qkv, keys, values, *slots, self._rotary, norm)
+        h = attention(q, keys, values, *slots, scale=self._scale, window=config.windows[index])
+        h = h.view(len(x), config.q_size)
+        if weights.signs is not None:
+            h = _rotated(h, config.heads_block, layer.o, act)
+        x = linear(h, layer.o, layer.o_bias, act=_act(h, layer.o, act), residual=x)
 
-    def _project_out(
-        self, x: Tensor, weight: Weight, bias: Tensor | None, act: str, block: int, weights: WeightSet
+        h = self._normed_linear(x, layer.post_norm, layer.gate_up, layer.gate_up_bias, act)
+        quantization = _quantization(layer.down, act)
+        if weights.signs is not None:
+            h = _rotated(silu_mul(h), config.intermediate_block, layer.down, act)
+        elif quantization is not None:
+            h = silu_mul_quantize_act(h, **quantization)
+        else:
+            h = silu_mul(h)
+        return linear(h, layer.down, layer.down_bias, act=_act(h, layer.down, act), residual=x)
+
+    def _normed_linear(
+        self, x: Tensor, gain: Tensor, weight: Weight, bias: Tensor | None, act: str
     ) -> Tensor:
-        """o_proj and down_proj: in a rotated set their input is Hadamard-transformed first."""
-        if weights.signs is None:
-            return _linear(x, weight, bias, act)
-        if act == "a16" or isinstance(weight, Tensor):
-            return _linear(hadamard(x, block=block), weight, bias, act)
-        bits = 4 if act == "a4" else 8
-        group_size = weight.group_size if act == "a4" else None
-        return linear(hadamard_quantize_act(x, block=block, bits=bits, group_size=group_size), weight, bias)
+        eps, quantization = self.config.rms_norm_eps, _quantization(weight, act)
+        if quantization is None:
+            return linear(rmsnorm(x, gain, eps), weight, bias)
+        return linear(rmsnorm_quantize_act(x, gain, eps, **quantization), weight, bias)
 
     def _logits(self, x: Tensor, weights: WeightSet, act: str, draft_head: bool) -> Tensor:
-        eps = self.config.rms_norm_eps
-        if weights.signs is None:
-            x = rmsnorm(x, self.final_norm, eps)
-        else:
+        gain, eps = self.final_norm, self.config.rms_norm_eps
+        if weights.signs is not None:
             # the gain belongs to the checkpoint's basis, so the rotation is undone before it
-            x = hadamard(rmsnorm(x, self._ones, eps), block=self.config.hidden_block, transpose=True)
-            x = x * weights.signs * self.final_norm
+            x = rmsnorm(x, self._ones, eps)
+            x = hadamard(x, block=self.config.hidden_block, transpose=True, diagonal=weights.signs * gain)
         if draft_head and weights.draft_head is not None:
-            logits = _linear(x, weights.draft_head, None, act)
+            head = weights.draft_head
         else:
-            logits = linear(x, weights.head)
-        if self.config.num_real_tokens is not None:
-            logits[:, self.config.num_real_tokens :] = -torch.inf
-        return logits
+            head, act = weights.head, "a16"
+        if weights.signs is None:
+            return self._normed_linear(x, gain, head, self._mask, act)
+        return linear(x, head, self._mask, act=_act(x, head, act))
 
 
-def _linear(x: Tensor, weight: Weight, bias: Tensor | None, act: str) -> Tensor:
-    """A linear in a precision; weights that a set keeps dense take their input unquantised."""
-    if isinstance(weight, PackedWeight):
-        return linear(x, weight, bias, act=act)
-    return linear(x, weight, bias)
+def _quantization(weight: Weight, act: str) -> dict[str, Any] | None:
+    """What `quantize_act` is asked for the input of a linear; None where it is not quantised.
+
+    Weights that a set keeps dense take their input unquantised.
+    """
+    if act == "a16" or not isinstance(weight, PackedWeight):
+        return None
+    return {"bits": int(act[1:]), "group_size": weight.group_size if act == "a4" else None}
+
+
+def _act(x: Tensor | QuantizedActivation, weight: Weight, act: str) -> str:
+    """`linear`'s argument, which speaks of inputs that it quantises itself."""
+    return act if isinstance(x, Tensor) and isinstance(weight, PackedWeight) else "a16"
+
+
+def _rotated(h: Tensor, block: int, weight: Weight, act: str) -> Tensor | QuantizedActivation:
+    """The input of o_proj or down_proj in a rotated set."""
+    quantization = _quantization(weight, act)
+    if quantization is None:
+        return hadamard(h, block=block)
+    return hadamard_quantize_act(h, block=block, **quantization)

@@ -5,8 +5,10 @@ function `<op>`. A file that reads packed weights names their byte order in a co
 """
 
 import importlib
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -18,6 +20,7 @@ from qspec_kernels.errors import KernelUnavailable
 from qspec_kernels.formats import PackedWeight, canonical, convert
 
 _BACKENDS = {"cpu": ("cpp", "torch")}
+_state = threading.local()
 
 
 @cache
@@ -95,6 +98,22 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
         f"no backend on {packed.device} serves {op}",
         "Keep the weight on a device that `explain` names a path for.",
     )
+
+
+def recording() -> bool:
+    """Whether this thread is recording a program (see `program`)."""
+    return getattr(_state, "recording", False)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Mark this thread as recording a program."""
+    before = recording()
+    _state.recording = True
+    try:
+        yield
+    finally:
+        _state.recording = before
 
 
 def reset() -> None:

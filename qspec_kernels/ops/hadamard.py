@@ -14,7 +14,11 @@ from qspec_kernels.ops._library import register
 
 
 def hadamard(
-    x: Float[Tensor, "*batch width"], *, block: int | None = None, transpose: bool = False
+    x: Float[Tensor, "*batch width"],
+    *,
+    block: int | None = None,
+    transpose: bool = False,
+    diagonal: Float[Tensor, " width"] | None = None,
 ) -> Float[Tensor, "*batch width"]:
     """Rotate the last dimension by the normalised Hadamard matrix, float32 inside, x's dtype outside.
 
@@ -28,6 +32,8 @@ def hadamard(
         divide the width.
     transpose
         Multiply by the transposed matrix: the inverse rotation.
+    diagonal
+        Factors of the features, before the rotation or after the inverse one; in what is computed in.
 
     Raises
     ------
@@ -42,7 +48,10 @@ def hadamard(
     """
     _check.floating("x", x)
     block = check_block(x.shape[-1], block)
-    return _hadamard(x, block, transpose)
+    if diagonal is not None:
+        _check.same_device("diagonal", diagonal, "x", x)
+        _check.shape("diagonal", diagonal, (x.shape[-1],), "one factor per feature of x")
+    return _hadamard(x, block, transpose, diagonal)
 
 
 def check_block(width: int, block: int | None) -> int:
@@ -61,13 +70,16 @@ def base(block: int, device: torch.device) -> Tensor:
     return hadamard_matrix(factor(block)[0]).to(device=device, copy=True)
 
 
-def _op(x: Tensor, block: int, transpose: bool) -> Tensor:
+def _op(x: Tensor, block: int, transpose: bool, diagonal: Tensor | None) -> Tensor:
     rows = x.reshape(-1, block).contiguous()
-    return dispatch.find("hadamard", x.device, x.dtype)(rows, base(block, x.device), transpose).view(x.shape)
+    if diagonal is not None:
+        diagonal = diagonal.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    function = dispatch.find("hadamard", x.device, x.dtype)
+    return function(rows, base(block, x.device), transpose, diagonal).view(x.shape)
 
 
 _hadamard = register(
-    "hadamard(Tensor x, int block, bool transpose) -> Tensor",
+    "hadamard(Tensor x, int block, bool transpose, Tensor? diagonal) -> Tensor",
     _op,
-    lambda x, block, transpose: torch.empty_like(x, memory_format=torch.contiguous_format),
+    lambda x, block, transpose, diagonal: torch.empty_like(x, memory_format=torch.contiguous_format),
 )

@@ -21,6 +21,7 @@ def linear(
     bias: Float[Tensor, " n"] | None = None,
     *,
     act: str = "a16",
+    residual: Float[Tensor, "*batch n"] | None = None,
 ) -> Float[Tensor, "*batch n"]:
     """x @ weight.T + bias, each row of the output bit-identical whatever the other rows are.
 
@@ -46,6 +47,8 @@ def linear(
     act
         What the input of a packed weight is rounded to: "a16", "a8" or "a4" (int4 only). For a
         `QuantizedActivation` it is what that has been quantised to.
+    residual
+        Added to the rounded result, in its dtype: residual + linear(x).
 
     Returns
     -------
@@ -59,7 +62,7 @@ def linear(
         If no backend of the device reads the weight's byte order.
     """
     if isinstance(weight, PackedWeight):
-        return _packed(x, weight, bias, act)
+        return _packed(x, weight, bias, residual, act)
     if isinstance(x, QuantizedActivation):
         raise UsageError(
             "a quantised activation needs a PackedWeight; the weight is dense",
@@ -70,10 +73,17 @@ def linear(
     if weight.ndim != 2:
         raise UsageError(f"weight has shape {list(weight.shape)}; expected [out_features, in_features]")
     _check_operands(x, weight, weight.shape, bias)
-    return _linear(x, weight, bias)
+    _check_residual(residual, x, weight.shape[0], x.dtype)
+    return _linear(x, weight, bias, residual)
 
 
-def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor | None, act: str) -> Tensor:
+def _packed(
+    x: Tensor | QuantizedActivation,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+) -> Tensor:
     kind = canonical(weight.format)
     n, k = weight.shape
     if isinstance(x, QuantizedActivation):
@@ -93,12 +103,14 @@ def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor 
                 "qspec_kernels.quantize_act makes both.",
             )
         _check_operands(x.codes, weight.data, weight.shape, bias)
+        _check_residual(residual, x.codes, n, x.scales.dtype)
         return _linear_integer(
             x.codes,
             x.scales,
             weight.data,
             weight.scales,
             bias,
+            residual,
             weight.format,
             n,
             k,
@@ -109,9 +121,17 @@ def _packed(x: Tensor | QuantizedActivation, weight: PackedWeight, bias: Tensor 
     check_act(act, kind)
     _check_operands(x, weight.data, weight.shape, bias)
     if act == "a16":
-        return _linear_packed(x, weight.data, weight.scales, bias, weight.format, n, k, weight.group_size)
+        _check_residual(residual, x, n, x.dtype)
+        return _linear_packed(
+            x, weight.data, weight.scales, bias, residual, weight.format, n, k, weight.group_size
+        )
     quantized = quantize_act(x, bits=int(act[1:]), group_size=weight.group_size if act == "a4" else None)
-    return _packed(quantized, weight, bias, act).to(x.dtype)
+    if x.dtype == quantized.scales.dtype:
+        return _packed(quantized, weight, bias, residual, act)
+    # the residual is added to what has been rounded to x's dtype
+    out = _packed(quantized, weight, bias, None, act).to(x.dtype)
+    _check_residual(residual, x, n, x.dtype)
+    return out if residual is None else residual + out
 
 
 def check_act(act: str, kind: str) -> None:
@@ -133,6 +153,17 @@ def _check_operands(x: Tensor, storage: Tensor, shape: tuple[int, ...], bias: Te
         _check.shape("bias", bias, (shape[0],), "one value per output feature")
 
 
+def _check_residual(residual: Tensor | None, x: Tensor, n: int, dtype: torch.dtype) -> None:
+    if residual is None:
+        return
+    _check.same_device("residual", residual, "x", x)
+    _check.shape("residual", residual, (*x.shape[:-1], n), "one value per output")
+    if residual.dtype != dtype:
+        raise UsageError(
+            f"residual is {residual.dtype}; expected {dtype}, the dtype of the output", "Convert it."
+        )
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
@@ -141,11 +172,16 @@ def _bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if bias is None else bias.to(dtype).contiguous()
 
 
-def _dense_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _residual(residual: Tensor | None) -> Tensor | None:
+    return None if residual is None else _rows(residual)
+
+
+def _dense_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     name = "linear_bf16" if weight.dtype == torch.bfloat16 and x.dtype != torch.float64 else "linear_fp32"
     function = dispatch.find(name, x.device, torch.promote_types(x.dtype, weight.dtype))
     bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
-    return function(_rows(x), weight.contiguous(), bias).view(*x.shape[:-1], weight.shape[0])
+    out = function(_rows(x), weight.contiguous(), bias, _residual(residual))
+    return out.view(*x.shape[:-1], weight.shape[0])
 
 
 def _packed_op(
@@ -153,6 +189,7 @@ def _packed_op(
     data: Tensor,
     scales: Tensor,
     bias: Tensor | None,
+    residual: Tensor | None,
     format: str,
     n: int,
     k: int,
@@ -160,7 +197,8 @@ def _packed_op(
 ) -> Tensor:
     function = dispatch.find(f"linear_{_STEMS[canonical(format)]}a16", x.device, x.dtype, format)
     bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
-    return function(_rows(x), data, scales, bias, n, k, group_size).view(*x.shape[:-1], n)
+    out = function(_rows(x), data, scales, bias, _residual(residual), n, k, group_size)
+    return out.view(*x.shape[:-1], n)
 
 
 def _integer_op(
@@ -169,6 +207,7 @@ def _integer_op(
     data: Tensor,
     scales: Tensor,
     bias: Tensor | None,
+    residual: Tensor | None,
     format: str,
     n: int,
     k: int,
@@ -178,26 +217,26 @@ def _integer_op(
     name = f"linear_{_STEMS[canonical(format)]}a{bits}"
     function = dispatch.find(name, codes.device, act_scales.dtype, format)
     bias = _bias(bias, act_scales.dtype)
-    out = function(_rows(codes), _rows(act_scales), data, scales, bias, n, k, group_size)
+    out = function(_rows(codes), _rows(act_scales), data, scales, bias, _residual(residual), n, k, group_size)
     return out.view(*codes.shape[:-1], n)
 
 
 _linear = register(
-    "linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor",
     _dense_op,
-    lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    lambda x, weight, bias, residual: x.new_empty(*x.shape[:-1], weight.shape[0]),
 )
 _linear_packed = register(
-    "linear_packed(Tensor x, Tensor data, Tensor scales, Tensor? bias, str format, int n, int k,"
-    " int group_size) -> Tensor",
+    "linear_packed(Tensor x, Tensor data, Tensor scales, Tensor? bias, Tensor? residual, str format,"
+    " int n, int k, int group_size) -> Tensor",
     _packed_op,
-    lambda x, data, scales, bias, format, n, k, group_size: x.new_empty(*x.shape[:-1], n),
+    lambda x, data, scales, bias, residual, format, n, k, group_size: x.new_empty(*x.shape[:-1], n),
 )
 _linear_integer = register(
-    "linear_integer(Tensor codes, Tensor act_scales, Tensor data, Tensor scales, Tensor? bias, str format,"
-    " int n, int k, int group_size, int bits) -> Tensor",
+    "linear_integer(Tensor codes, Tensor act_scales, Tensor data, Tensor scales, Tensor? bias,"
+    " Tensor? residual, str format, int n, int k, int group_size, int bits) -> Tensor",
     _integer_op,
-    lambda codes, act_scales, data, scales, bias, format, n, k, group_size, bits: act_scales.new_empty(
-        *codes.shape[:-1], n
+    lambda codes, act_scales, data, scales, bias, residual, format, n, k, group_size, bits: (
+        act_scales.new_empty(*codes.shape[:-1], n)
     ),
 )

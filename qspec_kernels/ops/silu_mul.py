@@ -22,10 +22,15 @@ def silu_mul(gate_up: Float[Tensor, "*batch two_f"]) -> Float[Tensor, "*batch f"
     UsageError
         If the last dimension is odd.
     """
+    check_gate_up(gate_up)
+    return _silu_mul(gate_up)
+
+
+def check_gate_up(gate_up: Tensor) -> None:
+    """Raise a UsageError unless the features are two halves of one width."""
     _check.floating("gate_up", gate_up)
     if gate_up.shape[-1] % 2:
         raise UsageError(f"gate_up has {gate_up.shape[-1]} features; expected an even number, gate then up")
-    return _silu_mul(gate_up)
 
 
 def _op(gate_up: Tensor) -> Tensor:

@@ -56,15 +56,15 @@ def test_hadamard_of_units_is_the_matrix(width):
 
 
 def test_hadamard_catches_a_matrix_taken_for_symmetric(mutate, rng):
-    mutate("hadamard", lambda right, x, base, transpose: right(x, base.t().contiguous(), transpose))
+    mutate("hadamard", lambda right, x, base, transpose, d: right(x, base.t().contiguous(), transpose, d))
     with pytest.raises(AssertionError, match="exceeds the budget"):
         check_hadamard(rng, 40, torch.float32)
 
 
 def test_hadamard_catches_the_factors_exchanged(mutate, rng):
-    def wrong(right, x, base, transpose):
+    def wrong(right, x, base, transpose, diagonal):
         swapped = x.view(len(x), -1, len(base)).transpose(1, 2).reshape(x.shape)
-        return right(swapped, base, transpose)
+        return right(swapped, base, transpose, diagonal)
 
     mutate("hadamard", wrong)
     with pytest.raises(AssertionError, match="exceeds the budget"):

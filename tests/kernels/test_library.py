@@ -28,14 +28,14 @@ from qspec_kernels.backends.cpp.linear_bf16 import linear_bf16
 torch.set_num_threads(2)
 torch.manual_seed(0)
 x, w = torch.randn(3, 512), torch.randn(1024, 512).bfloat16()
-want = linear_bf16(x, w, None)
+want = linear_bf16(x, w, None, None)
 for _ in range(8):
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        same = all(torch.equal(linear_bf16(x, w, None), want) for _ in range(20))
+        same = all(torch.equal(linear_bf16(x, w, None, None), want) for _ in range(20))
         os._exit(0 if same else 1)
-    linear_bf16(x, w, None)
+    linear_bf16(x, w, None, None)
     assert os.waitpid(child, 0)[1] == 0
 """
 
@@ -143,10 +143,11 @@ def test_library_needs_the_c_library_alone(path):
 @pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
 def test_every_launcher_finds_its_kernel(path):
     handle = ctypes.CDLL(str(path))
-    launchers = [file.stem for file in DIRECTORY.glob("[a-z]*.py") if file.stem != "library"]
+    launchers = [file.stem for file in DIRECTORY.glob("[a-z]*.py") if file.stem not in ("library", "calls")]
     assert len(launchers) > 10
     for name in launchers:
         assert hasattr(handle, f"qspec_{name}"), name
+        assert hasattr(handle, f"qspec_recorded_{name}"), name
 
 
 def test_kernels_work_in_a_forked_child(loaded):
@@ -167,8 +168,8 @@ def test_result_is_the_same_for_every_number_of_threads(loaded, threads):
     def results(count: int) -> list[torch.Tensor]:
         threads(count)
         return [
-            linear_bf16(x, w.bfloat16(), None),
-            linear_mxfp4a8(codes, scales, packed.data, packed.scales, None, 1000, 512, 32),
+            linear_bf16(x, w.bfloat16(), None, None),
+            linear_mxfp4a8(codes, scales, packed.data, packed.scales, None, None, 1000, 512, 32),
             attention(q, cache, cache, rows, positions, 0.125, -1),
         ]
 
@@ -183,9 +184,9 @@ def test_concurrent_callers_do_not_disturb_each_other(loaded, threads):
     generator = torch.Generator().manual_seed(3)
     w = torch.randn(2048, 256, generator=generator).bfloat16()
     inputs = [torch.randn(1 + i % 5, 256, generator=generator) for i in range(64)]
-    want = [linear_bf16(x, w, None) for x in inputs]
+    want = [linear_bf16(x, w, None, None) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda x: linear_bf16(x, w, None), inputs))
+        got = list(pool.map(lambda x: linear_bf16(x, w, None, None), inputs))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 

@@ -24,29 +24,46 @@ def samples(name: str) -> list[tuple]:
     index = torch.tensor([0, 1])
     cache = torch.randn(2, 1, 8, 4, generator=rng)
     k = torch.randn(2, 1, 4, generator=rng)
+    heads = k.repeat(1, 3, 1).flatten(1)
     a8, a4 = qk.quantize_act(x), qk.quantize_act(turned, bits=4, group_size=32)
 
-    def packed(weight):
-        return weight.data, weight.scales, bias, weight.format, *weight.shape, weight.group_size
+    def packed(weight, residual=None):
+        return weight.data, weight.scales, bias, residual, weight.format, *weight.shape, weight.group_size
 
     return {
         "linear": [
-            (x, weight, bias),
-            (turned.bfloat16(), weight.bfloat16(), None),
-            (x.double(), weight, bias),
+            (x, weight, bias, x[..., :7]),
+            (turned.bfloat16(), weight.bfloat16(), None, None),
+            (x.double(), weight, bias, None),
         ],
-        "linear_packed": [(x, *packed(int4)), (turned.bfloat16(), *packed(mxfp4))],
-        "linear_integer": [(a8.codes, a8.scales, *packed(mxfp4), 8), (a4.codes, a4.scales, *packed(int4), 4)],
+        "linear_packed": [(x, *packed(int4, x[..., :7])), (turned.bfloat16(), *packed(mxfp4))],
+        "linear_integer": [
+            (a8.codes, a8.scales, *packed(mxfp4, x[..., :7]), 8),
+            (a4.codes, a4.scales, *packed(int4), 4),
+        ],
         "quantize_act": [(x, 8, 48, 1.0), (turned.bfloat16(), 4, 32, 0.9), (x.double(), 4, 48, 1.0)],
-        "hadamard": [(x, 24, False), (turned.bfloat16(), 48, True)],
+        "hadamard": [(x, 24, False, weight[0]), (turned.bfloat16(), 48, True, None)],
         "hadamard_quantize_act": [(x, 24, 8, 48, 1.0), (turned.bfloat16(), 48, 4, 32, 0.9)],
         "rmsnorm": [(x, weight[0], 1e-5), (turned.bfloat16(), weight[0], 1e-5)],
+        "rmsnorm_quantize_act": [
+            (x, weight[0], 1e-5, 8, 48, 1.0),
+            (turned.bfloat16(), weight[0], 1e-5, 4, 32, 0.9),
+        ],
         "silu_mul": [(x,), (turned.bfloat16(),)],
+        "silu_mul_quantize_act": [(x, 8, 24, 1.0), (turned.bfloat16(), 4, 7, 0.9)],
+        "embedding": [
+            (weight, index, True, torch.float32),
+            (weight.bfloat16(), index, False, torch.float64),
+        ],
         "rope": [
             (x, index, torch.rand(24, generator=rng), 1.0),
             (x.bfloat16(), index.int(), torch.rand(24), 1.0),
         ],
         "cache_write": [(cache.clone(), cache.clone(), k, k + 1, index, index)],
+        "rope_cache_write": [
+            (heads, cache.clone(), cache.clone(), index, index, bias[:2], 1.0, *weight[:2, :4], 1e-5),
+            (heads.bfloat16(), cache.clone(), cache.clone(), index, index, bias[:2], 1.5, None, None, 0.0),
+        ],
         "attention": [
             (k.repeat(1, 2, 1), cache, cache, index, index + 3, 0.5, -1),
             (k.bfloat16(), cache.bfloat16(), cache.bfloat16(), index.int(), index + 3, 0.5, 2),
@@ -66,7 +83,7 @@ def test_opcheck(name):
 
 
 def test_every_op_has_samples():
-    assert len(NAMES) == 11
+    assert len(NAMES) == 15
     assert all(samples(name) for name in NAMES)
 
 

@@ -57,6 +57,8 @@ def others(rng: torch.Generator, k: int) -> dict[str, Rowwise]:
         "hadamard": lambda x: qk.hadamard(x[:, :block], block=4),
         "quantize_act": lambda x: qk.quantize_act(x, bits=4, group_size=32).scales,
         "codes": lambda x: qk.quantize_act(x).codes,
+        "rmsnorm_quantize_act": lambda x: qk.rmsnorm_quantize_act(x, weight, bits=4, group_size=32).scales,
+        "silu_mul_quantize_act": lambda x: qk.silu_mul_quantize_act(x[:, :even]).codes,
     }
 
 

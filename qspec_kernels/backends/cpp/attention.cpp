@@ -13,8 +13,10 @@
 
 #include <math.h>
 
+#include "cache.hpp"
 #include "math.hpp"
 #include "pool.hpp"
+#include "program.hpp"
 #include "tiles.hpp"
 
 namespace {
@@ -35,7 +37,7 @@ struct Call {
     bool cache_bf16;
     const int32_t *rows, *positions;
     float scale;
-    int64_t window, tokens, heads, kv_heads, capacity, dim, q_stride;
+    int64_t window, tokens, heads, kv_heads, capacity, dim;
 };
 
 // Scratch of one thread: `wide` is the head dimension rounded up to whole lanes.
@@ -181,7 +183,7 @@ void attend(const Call& call, const Work& work, int64_t begin, int64_t end, int6
         if (position > last_key) last_key = position;
         for (int64_t g = 0; g < group; ++g) {
             float* row = work.q + ((t - begin) * group + g) * wide;
-            const int64_t from = t * call.q_stride + (head + g) * dim;
+            const int64_t from = (t * call.heads + head + g) * dim;
             for (int64_t d = 0; d < wide; d += kLanes)
                 store(row + d, call.bf16 ? load_or_zero(static_cast<const uint16_t*>(call.q) + from, d, dim)
                                          : load_or_zero(static_cast<const float*>(call.q) + from, d, dim));
@@ -225,8 +227,9 @@ void attend(const Call& call, const Work& work, int64_t begin, int64_t end, int6
 QSPEC_EXPORT int qspec_attention(void* out, const void* q, int64_t bf16, const void* k_cache,
                                  const void* v_cache, int64_t cache_bf16, const int32_t* rows,
                                  const int32_t* positions, float scale, int64_t window, int64_t tokens,
-                                 int64_t heads, int64_t kv_heads, int64_t capacity, int64_t dim,
-                                 int64_t q_stride, int64_t threads) {
+                                 int64_t batch, int64_t heads, int64_t kv_heads, int64_t capacity,
+                                 int64_t dim, int64_t threads) {
+    if (!slots_inside({batch, kv_heads, capacity, dim}, rows, positions, tokens)) return kOutOfRange;
     const int64_t group = heads / kv_heads, slots = threads < 1 ? 1 : threads;
     const int64_t wide = (dim + kLanes - 1) / kLanes * kLanes;
     const int64_t together = group < kQueries ? group : kQueries;  // heads of one task
@@ -242,7 +245,7 @@ QSPEC_EXPORT int qspec_attention(void* out, const void* q, int64_t bf16, const v
     }
     starts.get()[tiles] = tokens;
     const Call call = {out,   q,      bf16 != 0, k_cache, v_cache,  cache_bf16 != 0, rows, positions,
-                       scale, window, tokens,    heads,   kv_heads, capacity,        dim,  q_stride};
+                       scale, window, tokens,    heads,   kv_heads, capacity,        dim};
     const bool share = keys * heads * dim > 65536;
     // The last tiles of a prompt see the most keys: they go first.
     const int64_t head_tasks = kv_heads * parts;
@@ -259,3 +262,5 @@ QSPEC_EXPORT int qspec_attention(void* out, const void* q, int64_t bf16, const v
                     });
     return kDone;
 }
+
+QSPEC_RECORDABLE(attention)

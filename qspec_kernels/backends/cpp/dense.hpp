@@ -1,4 +1,5 @@
-// out[m, n] = sum over k of x[m, k] * w[n, k] (+ bias[n]), weights row by row as torch holds them.
+// out[m, n] = sum over k of x[m, k] * w[n, k] (+ bias[n]) (+ residual[m, n]), weights row by row as torch
+// holds them.
 //
 // Lanes run along K: one accumulator of sixteen lanes per output, filled from k = 0 upwards, folded at the
 // end in reduce_add's order. A register tile is several weight rows times several rows of x, but each
@@ -21,15 +22,22 @@ struct DenseCall {
     const typename Weights::Stored* weight;
     const typename Weights::Element* x;
     const float* bias;
+    const void* residual;
     void* out;
-    bool out_bf16;
+    bool out_bf16;  // and the residual
     int64_t m, n, k, padded_k;
 };
 
-inline void store_output(void* out, bool bf16, int64_t index, float value) {
+// The residual is added to what the linear alone would have stored.
+inline void store_output(void* out, const void* residual, bool bf16, int64_t index, float value) {
     if (bf16) {
-        static_cast<uint16_t*>(out)[index] = float_to_bf16(value);
+        uint16_t stored = float_to_bf16(value);
+        if (residual)
+            stored = float_to_bf16(bf16_to_float(static_cast<const uint16_t*>(residual)[index]) +
+                                   bf16_to_float(stored));
+        static_cast<uint16_t*>(out)[index] = stored;
     } else {
+        if (residual) value = static_cast<const float*>(residual)[index] + value;
         static_cast<float*>(out)[index] = value;
     }
 }
@@ -79,7 +87,7 @@ inline void dense_tile(const DenseCall<Weights>& call, int64_t n, int64_t m, int
         for (int r = 0; r < kRows; ++r) {
             float value = reduce_add(sum[r][c]);
             if (call.bias) value += call.bias[n + r];
-            store_output(call.out, call.out_bf16, (m + c) * call.n + n + r, value);
+            store_output(call.out, call.residual, call.out_bf16, (m + c) * call.n + n + r, value);
         }
 }
 

@@ -5,6 +5,7 @@
 
 #include "hadamard.hpp"
 #include "pool.hpp"
+#include "program.hpp"
 #include "quantize.hpp"
 
 QSPEC_EXPORT int qspec_hadamard_quantize_act(int8_t* codes, float* scales, const void* x, int64_t bf16,
@@ -38,3 +39,5 @@ QSPEC_EXPORT int qspec_hadamard_quantize_act(int8_t* codes, float* scales, const
         });
     return kDone;
 }
+
+QSPEC_RECORDABLE(hadamard_quantize_act)

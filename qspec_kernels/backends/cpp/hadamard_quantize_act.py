@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp import library
+from qspec_kernels.backends.cpp.calls import call, empty
 
 
 def hadamard_quantize_act(
@@ -11,24 +11,22 @@ def hadamard_quantize_act(
 ) -> tuple[Tensor, Tensor]:
     """x [M, K], base int8 [m, m] with block = m * 2^p -> codes int8 [M, K], scales float32 [M, G]."""
     m, k = x.shape
-    codes = torch.empty(m, k, dtype=torch.int8)
-    scales = torch.empty(m, -(-k // group_size))
-    kernel = library.function("hadamard_quantize_act", "ppplplllllffl")
-    library.check(
-        kernel(
-            codes.data_ptr(),
-            scales.data_ptr(),
-            x.data_ptr(),
-            x.dtype == torch.bfloat16,
-            base.data_ptr(),
-            base.shape[0],
-            m,
-            k,
-            block,
-            group_size,
-            2 ** (bits - 1) - 1,
-            clip,
-            torch.get_num_threads(),
-        )
+    codes = empty((m, k), torch.int8)
+    scales = empty((m, -(-k // group_size)))
+    call(
+        "hadamard_quantize_act",
+        codes,
+        scales,
+        x,
+        x.dtype == torch.bfloat16,
+        base,
+        base.shape[0],
+        m,
+        k,
+        block,
+        group_size,
+        float(2 ** (bits - 1) - 1),
+        float(clip),
+        torch.get_num_threads(),
     )
     return codes, scales

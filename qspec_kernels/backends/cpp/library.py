@@ -35,7 +35,8 @@ REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
 No kernel uses AMX yet: that library is the code of avx512bf16, and computes the same bits.
 """
 
-_CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float}
+# what kernels return, as pool.hpp numbers it
+_OUT_OF_MEMORY, _OUT_OF_RANGE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -129,18 +130,20 @@ def reset() -> None:
 
 
 @cache
-def function(name: str, arguments: str) -> Any:
-    """The kernel `qspec_<name>`, which returns a status; `arguments`: p pointer, l int64, f float."""
-    kernel = load().handle["qspec_" + name]
-    kernel.argtypes = [_CTYPES[letter] for letter in arguments]
+def function(name: str) -> Any:
+    """The kernel `qspec_<name>` as a function of its arguments' words (see program.hpp); returns a status."""
+    kernel = load().handle[f"qspec_recorded_{name}"]
+    kernel.argtypes = [ctypes.c_void_p]
     kernel.restype = ctypes.c_int
     return kernel
 
 
 def check(status: int) -> None:
-    """Turn a kernel's status into MemoryError: the only way a checked call can fail."""
-    if status:
+    """Turn a kernel's status into an exception: the only ways a checked call can fail."""
+    if status == _OUT_OF_MEMORY:
         raise MemoryError("a native kernel found no memory for its scratch space")
+    if status == _OUT_OF_RANGE:
+        raise UsageError("an id, row or position lies outside its table or cache; nothing was written")
 
 
 def _directory() -> Path:

@@ -1,10 +1,11 @@
-// linear_bf16: out[m, n] = sum_k bf16(x[m, k]) * w[n, k] (+ bias[n]), products exact, sums in float32.
+// linear_bf16: out[m, n] = sum_k bf16(x[m, k]) * w[n, k] (+ bias[n]) (+ residual[m, n]), sums in float32.
 //
 // With AVX512-BF16 one VDPBF16PS takes 32 products; elsewhere the two halves of each 32-bit word are two
 // float32 multiplications (even k, then odd k), with x laid out to match.
 // A task: a slice of output features (see dense.hpp). Bytes of a call: 2*N*K.
 
 #include "dense.hpp"
+#include "program.hpp"
 
 namespace {
 
@@ -52,7 +53,8 @@ struct Bf16Weights {
 }  // namespace
 
 QSPEC_EXPORT int qspec_linear_bf16(void* out, const void* x, int64_t bf16, const uint16_t* weight,
-                                   const float* bias, int64_t m, int64_t n, int64_t k, int64_t threads) {
+                                   const float* bias, const void* residual, int64_t m, int64_t n,
+                                   int64_t k, int64_t threads) {
     using Element = Bf16Weights::Element;
     const int64_t padded = (k + 31) / 32 * 32;
     Scratch<Element> scratch(m * padded);
@@ -68,6 +70,8 @@ QSPEC_EXPORT int qspec_linear_bf16(void* out, const void* x, int64_t bf16, const
             }
         }
     });
-    DenseCall<Bf16Weights> call = {weight, scratch.get(), bias, out, bf16 != 0, m, n, k, padded};
+    DenseCall<Bf16Weights> call = {weight, scratch.get(), bias, residual, out, bf16 != 0, m, n, k, padded};
     return dense_linear(call, threads);
 }
+
+QSPEC_RECORDABLE(linear_bf16)

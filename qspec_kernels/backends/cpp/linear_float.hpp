@@ -1,7 +1,7 @@
 // Linears of 4-bit weights and BF16 activations.
 //
 //     s_g       = sum over k in g of value(wcode[n, k]) * bf16(x[m, k])      in float32
-//     out[m, n] = ((s_0 * wscale[n, 0] + s_1 * wscale[n, 1]) + ...) (+ bias[n])   products and sums rounded
+//     out[m, n] = ((s_0 * wscale[n, 0] + s_1 * wscale[n, 1]) + ...) (+ bias[n]) (+ residual[m, n]), all rounded
 //
 // Sixteen output features are the lanes. With AVX512-BF16 a table lookup turns a slice of a chunk (two
 // nibbles a row) into two BF16 values and VDPBF16PS takes both; elsewhere a slice is one nibble and one
@@ -73,8 +73,9 @@ struct FloatCall {
     PackedMatrix<Format> weight;
     const typename Slices<Format>::Element* x;  // [m, chunks * 8], each chunk in kOrder
     const float* bias;
+    const void* residual;
     void* out;
-    bool out_bf16;
+    bool out_bf16;  // and the residual
     int64_t m;
 };
 
@@ -125,11 +126,15 @@ inline void float_tile(const FloatCall<Format>& call, int64_t tile, int64_t m) {
             f32 value = total[t][c];
             if (call.bias) value = add(value, load_lanes(call.bias + n, lanes));
             const int64_t at = (m + c) * w.n + n;
-            if (call.out_bf16) {
-                store_lanes(static_cast<uint16_t*>(call.out) + at, value, lanes);
-            } else {
-                store_lanes(static_cast<float*>(call.out) + at, value, lanes);
-            }
+            with_element(call.out_bf16, [&](auto element) {
+                using T = decltype(element);
+                T* out = static_cast<T*>(call.out) + at;
+                store_lanes(out, value, lanes);
+                // the residual is added to what the linear alone would have stored
+                if (!call.residual) return;
+                const f32 residual = load_lanes(static_cast<const T*>(call.residual) + at, lanes);
+                store_lanes(out, add(residual, load_lanes(out, lanes)), lanes);
+            });
         }
     }
 }
@@ -163,8 +168,8 @@ inline void arrange_row(const T* x, typename Slices<Format>::Element* out, int64
 
 template <class Format>
 inline int float_linear(void* out, const void* x, bool bf16, const void* data, const void* scales,
-                        const float* bias, int64_t m, int64_t n, int64_t k, int64_t group_size,
-                        int64_t threads) {
+                        const float* bias, const void* residual, int64_t m, int64_t n, int64_t k,
+                        int64_t group_size, int64_t threads) {
     using Element = typename Slices<Format>::Element;
     const PackedMatrix<Format> weight(data, scales, n, k, group_size);
     const int64_t row = weight.chunks * 8;
@@ -180,7 +185,7 @@ inline int float_linear(void* out, const void* x, bool bf16, const void* data, c
             }
         }
     });
-    const FloatCall<Format> call = {weight, arranged.get(), bias, out, bf16, m};
+    const FloatCall<Format> call = {weight, arranged.get(), bias, residual, out, bf16, m};
     const int64_t tiles = slice_rows(weight.tiles, weight.tile_bytes(), m, threads, 4);
     parallel_ranges(weight.tiles, tiles, threads,
                     [&](int64_t begin, int64_t end, int64_t) { float_tiles(call, begin, end); });

@@ -1,8 +1,9 @@
-// linear_fp32: out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]), everything float32.
+// linear_fp32: out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) (+ residual[m, n]), everything float32.
 //
 // A task: a slice of output features (see dense.hpp). Bytes of a call: 4*N*K.
 
 #include "dense.hpp"
+#include "program.hpp"
 
 namespace {
 
@@ -22,7 +23,7 @@ struct Fp32Weights {
 }  // namespace
 
 QSPEC_EXPORT int qspec_linear_fp32(float* out, const float* x, const float* weight, const float* bias,
-                                   int64_t m, int64_t n, int64_t k, int64_t threads) {
+                                   const float* residual, int64_t m, int64_t n, int64_t k, int64_t threads) {
     const int64_t padded = (k + 15) / 16 * 16;
     Scratch<float> scratch(padded == k ? 0 : m * padded);
     if (!scratch.ok()) return kOutOfMemory;
@@ -33,7 +34,8 @@ QSPEC_EXPORT int qspec_linear_fp32(float* out, const float* x, const float* weig
             for (int64_t j = k; j < padded; ++j) row[j] = 0;
         }
     }
-    DenseCall<Fp32Weights> call = {weight, padded == k ? x : scratch.get(), bias, out, false, m, n, k,
-                                   padded};
+    DenseCall<Fp32Weights> call = {weight, padded == k ? x : scratch.get(), bias, residual, out, false, m, n, k, padded};
     return dense_linear(call, threads);
 }
+
+QSPEC_RECORDABLE(linear_fp32)

@@ -3,28 +3,26 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp import library
+from qspec_kernels.backends.cpp.calls import call, empty
 
 
-def linear_fp32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [M, K], weight [N, K], bias [N], all float32 -> [M, N] float32; another x is computed in float32."""
-    m, k = x.shape
-    n = weight.shape[0]
-    x32 = x.float()
-    if bias is not None:
-        bias = bias.float()
-    out = torch.empty(m, n)
-    kernel = library.function("linear_fp32", "ppppllll")
-    library.check(
-        kernel(
-            out.data_ptr(),
-            x32.data_ptr(),
-            weight.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            m,
-            n,
-            k,
-            torch.get_num_threads(),
-        )
+def linear_fp32(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """x [M, K], weight [N, K], bias [N], residual [M, N] -> [M, N] as x; computed in float32."""
+    (m, k), n = x.shape, weight.shape[0]
+    # a sum that is rounded to x's dtype is rounded before the residual is added
+    fused = residual if x.dtype == torch.float32 else None
+    out = empty((m, n))
+    call(
+        "linear_fp32",
+        out,
+        x.float(),
+        weight,
+        None if bias is None else bias.float(),
+        fused,
+        m,
+        n,
+        k,
+        torch.get_num_threads(),
     )
-    return out.to(x.dtype)
+    out = out.to(x.dtype)
+    return out if residual is fused else residual + out

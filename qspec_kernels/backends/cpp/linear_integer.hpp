@@ -1,7 +1,8 @@
 // Linears of 4-bit weights and int8 activation codes, exact in integers inside a scale group.
 //
 //     t_g       = float(sum over k in g of wcode[n, k] * xcode[m, k]) * (wscale[n, g] * xscale[m, g])
-//     out[m, n] = ((t_0 + t_1) + t_2) + ... (+ bias[n]), each step rounded, nothing fused
+//     out[m, n] = ((t_0 + t_1) + t_2) + ... (+ bias[n]), then (+ residual[m, n]);
+//     each step rounded, nothing fused,
 //
 // so every instruction set and the torch path give the same bits. Weight bytes are unsigned (code + offset);
 // the sum starts at -offset * (sum of the row's codes in the group), which takes the offset out again.
@@ -23,6 +24,7 @@ struct IntegerCall {
     const float* x_scales;  // [m, scale_columns]
     const int32_t* start;   // [m, groups]: -offset * sum of codes
     const float* bias;
+    const float* residual;
     float* out;
     int64_t m, scale_columns;
 };
@@ -70,7 +72,9 @@ inline void integer_tile(const IntegerCall<Format>& call, int64_t tile, int64_t 
         for (int c = 0; c < kColumns; ++c) {
             f32 value = total[t][c];
             if (call.bias) value = add(value, load_lanes(call.bias + n, lanes));
-            store_lanes(call.out + (m + c) * w.n + n, value, lanes);
+            const int64_t at = (m + c) * w.n + n;
+            if (call.residual) value = add(load_lanes(call.residual + at, lanes), value);
+            store_lanes(call.out + at, value, lanes);
         }
     }
 }
@@ -95,8 +99,9 @@ inline void integer_tiles(const IntegerCall<Format>& call, int64_t begin, int64_
 // codes [m, k], x_scales [m, scale_columns] with one column per group, or a single one for the whole row.
 template <class Format>
 inline int integer_linear(float* out, const int8_t* codes, const float* x_scales, int64_t scale_columns,
-                          const void* data, const void* scales, const float* bias, int64_t m, int64_t n,
-                          int64_t k, int64_t group_size, int64_t threads) {
+                          const void* data, const void* scales, const float* bias,
+                          const float* residual, int64_t m, int64_t n, int64_t k, int64_t group_size,
+                          int64_t threads) {
     const PackedMatrix<Format> weight(data, scales, n, k, group_size);
     const int64_t row = weight.chunks * 8;
     Scratch<int32_t> start(m * weight.groups);
@@ -117,7 +122,7 @@ inline int integer_linear(float* out, const int8_t* codes, const float* x_scales
             }
         }
     });
-    const IntegerCall<Format> call = {weight, x, x_scales, start.get(), bias, out, m, scale_columns};
+    const IntegerCall<Format> call = {weight, x, x_scales, start.get(), bias, residual, out, m, scale_columns};
     const int64_t tiles = slice_rows(weight.tiles, weight.tile_bytes(), m, threads, 4);
     parallel_ranges(weight.tiles, tiles, threads,
                     [&](int64_t begin, int64_t end, int64_t) { integer_tiles(call, begin, end); });

@@ -56,7 +56,8 @@ class Scratch {
     T* data_;
 };
 
-// What every exported kernel returns: the launcher turns a failure into MemoryError.
-enum Status : int { kDone = 0, kOutOfMemory = 1 };
+// What every exported kernel returns; the launcher turns a failure into an exception. kOutOfRange: an id, row
+// or position outside its table, found before anything is written.
+enum Status : int { kDone = 0, kOutOfMemory = 1, kOutOfRange = 2 };
 
 }  // namespace qspec

@@ -2,8 +2,9 @@
 //
 // A task: some rows. Each row is read twice, the second time from the first-level cache.
 
-#include "quantize.hpp"
 #include "pool.hpp"
+#include "program.hpp"
+#include "quantize.hpp"
 
 QSPEC_EXPORT int qspec_quantize_act(int8_t* codes, float* scales, const void* x, int64_t bf16, int64_t m,
                                     int64_t k, int64_t group_size, float qmax, float clip, int64_t threads) {
@@ -22,3 +23,5 @@ QSPEC_EXPORT int qspec_quantize_act(int8_t* codes, float* scales, const void* x,
     });
     return kDone;
 }
+
+QSPEC_RECORDABLE(quantize_act)

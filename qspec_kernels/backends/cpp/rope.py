@@ -3,27 +3,24 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp import library
+from qspec_kernels.backends.cpp.calls import call, empty
 
 
 def rope(x: Tensor, positions: Tensor, inv_freq: Tensor, scaling: float) -> Tensor:
-    """x [T, H, D], heads of a token contiguous; positions int32 [T], inv_freq float32 [D/2] -> [T, H, D]."""
+    """x [T, H, D], positions int32 [T], inv_freq float32 [D / 2] -> [T, H, D] in x's dtype."""
     tokens, heads, dim = x.shape
-    out = torch.empty(tokens, heads, dim, dtype=x.dtype)
-    kernel = library.function("rope", "pplppflllll")
-    library.check(
-        kernel(
-            out.data_ptr(),
-            x.data_ptr(),
-            x.dtype == torch.bfloat16,
-            positions.data_ptr(),
-            inv_freq.data_ptr(),
-            scaling,
-            tokens,
-            heads,
-            dim,
-            x.stride(0),
-            torch.get_num_threads(),
-        )
+    out = empty((tokens, heads, dim), x.dtype)
+    call(
+        "rope",
+        out,
+        x,
+        x.dtype == torch.bfloat16,
+        positions,
+        inv_freq,
+        float(scaling),
+        tokens,
+        heads,
+        dim,
+        torch.get_num_threads(),
     )
     return out

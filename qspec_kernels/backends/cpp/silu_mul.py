@@ -3,15 +3,12 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp import library
+from qspec_kernels.backends.cpp.calls import call, empty
 
 
 def silu_mul(x: Tensor) -> Tensor:
-    """x [M, 2F] -> silu(x[:, :F]) * x[:, F:] in x's dtype."""
+    """x [M, 2 F] float32 or bfloat16, gate beside up -> silu(gate) * up, [M, F] in x's dtype."""
     m, width = x.shape[0], x.shape[1] // 2
-    out = torch.empty(m, width, dtype=x.dtype)
-    kernel = library.function("silu_mul", "ppllll")
-    library.check(
-        kernel(out.data_ptr(), x.data_ptr(), x.dtype == torch.bfloat16, m, width, torch.get_num_threads())
-    )
+    out = empty((m, width), x.dtype)
+    call("silu_mul", out, x, x.dtype == torch.bfloat16, m, width, torch.get_num_threads())
     return out

@@ -75,6 +75,16 @@ inline void for_lanes(int64_t n, Body body) {
     if (i < n) body(i, static_cast<int>(n - i));
 }
 
+// body(float{}) or, for BF16, body(uint16_t{}): a run-time dtype becomes a type.
+template <class Body>
+inline void with_element(bool bf16, const Body& body) {
+    if (bf16) {
+        body(uint16_t{});
+    } else {
+        body(float{});
+    }
+}
+
 template <class T>
 inline f32 load_lanes(const T* p, int n) {
     return n == kLanes ? load(p) : load_first(p, n);

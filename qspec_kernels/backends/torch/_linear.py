@@ -53,3 +53,8 @@ def integer(
         for term in sums.mul_(scales.t().unsqueeze(1) * act):
             acc += term
     return out if bias is None else out.add_(bias)
+
+
+def plus(residual: Tensor | None, out: Tensor) -> Tensor:
+    """The residual, of the output's dtype, added to an output that has been rounded."""
+    return out if residual is None else residual + out

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.torch._linear import weight_only
+from qspec_kernels.backends.torch._linear import plus, weight_only
 from qspec_kernels.backends.torch._weights import int4_rows
 
 READS = "int4"
 
 
 def linear_w4a16(
-    x: Tensor, data: Tensor, scales: Tensor, bias: Tensor | None, n: int, k: int, group_size: int
-) -> Tensor:
+    x: Tensor, data: Tensor, scales: Tensor, bias: Tensor | None, residual: Tensor | None, n: int, k: int,
+    group_size: int,
+) -> Tensor:  # fmt: skip
     """x [M, k], the bytes of a weight [n, k] -> [M, n] in x's dtype; float64 x is not rounded."""
     rounded = x if x.dtype == torch.float64 else x.bfloat16().float()
     rows = int4_rows(data, scales, k, group_size, rounded.dtype)
-    return weight_only(rounded, rows, bias, n, group_size).to(x.dtype)
+    return plus(residual, weight_only(rounded, rows, bias, n, group_size).to(x.dtype))

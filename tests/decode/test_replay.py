@@ -1,0 +1,87 @@
+"""Forward passes as programs give the bits of the same ops called one by one."""
+
+import pytest
+import torch
+
+from qspec_decode import load, model, replay
+from qspec_kernels import isa
+from tests.kernels.cases import same_bits
+
+pytestmark = pytest.mark.skipif(isa() == "torch", reason="there are no native kernels here")
+
+PASSES = [
+    # (tokens per row, first position, logits of the last token only)
+    ((5, 3), 0, True),
+    ((1, 1), 5, False),
+    ((4, 2), 6, False),
+    ((1, 1), 10, False),
+    ((4, 2), 11, False),
+    ((4, 2), 15, True),
+    ((0, 1), 17, False),
+]
+
+
+def logits(loaded, precision, *, draft_head=False):
+    """Of a few passes, growing and shrinking, over one cache; and the cache."""
+    cache = loaded.new_cache(2, 40, precision)
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for counts, start, last in PASSES:
+        rows = torch.arange(2).repeat_interleave(torch.tensor(counts))
+        positions = torch.cat([torch.arange(count) + start for count in counts])
+        ids = torch.randint(loaded.config.vocab_size - 40, (len(rows),), generator=generator)
+        at = torch.tensor(counts).cumsum(0) - 1 if last else None
+        out = loaded.forward(ids, rows, positions, cache, precision, logits_at=at, draft_head=draft_head)
+        made.append(out.clone())
+    return made, [*cache.k, *cache.v], cache
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "mxfp4a16", "mxfp4a8", "w4a16", "w4a8", "w4a4"])
+@pytest.mark.parametrize("rotate", [False, True])
+def test_replayed_passes_are_bit_equal(monkeypatch, precision, rotate):
+    loaded = load("demo", [precision], rotate=rotate and precision not in ("fp32", "bf16"))
+    for draft_head in (False, True):
+        replayed, filled, cache = logits(loaded, precision, draft_head=draft_head)
+        assert cache.replay is not None
+        monkeypatch.setattr(model, "MAX_TOKENS", 0)
+        called, expected, _ = logits(loaded, precision, draft_head=draft_head)
+        monkeypatch.undo()
+        assert all(same_bits(a, b) for a, b in zip(replayed, called, strict=True))
+        assert all(same_bits(a, b) for a, b in zip(filled, expected, strict=True))
+
+
+def test_passes_of_one_shape_are_recorded_once(monkeypatch):
+    loaded = load("demo", ["bf16"])
+    recordings = []
+    record = replay.Workspace.record
+    monkeypatch.setattr(replay.Workspace, "record", lambda self: recordings.append(1) or record(self))
+    logits(loaded, "bf16")
+    assert len(recordings) == 5
+
+
+def test_a_change_of_the_thread_count_is_obeyed(threads):
+    loaded = load("demo", ["bf16"])
+    cache = loaded.new_cache(1, 8, "bf16")
+    zero = torch.zeros(1, dtype=torch.int64)
+    for count in (1, 2, 1):
+        torch.set_num_threads(count)
+        loaded.forward(zero, zero, zero, cache, "bf16")
+    assert len(cache.replay._steps) == 2
+
+
+def test_old_programs_make_room(monkeypatch):
+    monkeypatch.setattr(replay, "_MAX_PROGRAMS", 2)
+    loaded = load("demo", ["bf16"])
+    made, _, cache = logits(loaded, "bf16")
+    assert len(cache.replay._steps) == 2
+    assert all(out.isfinite().all() for out in made)
+
+
+def test_a_program_of_another_key_would_be_noticed(monkeypatch):
+    loaded = load("demo", ["bf16", "mxfp4a8"])
+    run = replay.Replay.run
+    monkeypatch.setattr(replay.Replay, "run", lambda self, key, *rest: run(self, "same", *rest))
+    cache = loaded.new_cache(1, 8, "bf16")
+    zero = torch.zeros(1, dtype=torch.int64)
+    first = loaded.forward(zero, zero, zero, cache, "bf16").clone()
+    assert same_bits(first, loaded.forward(zero, zero, zero, cache, "mxfp4a8"))
