@@ -25,12 +25,17 @@ from qspec_kernels import (
     hadamard_quantize_act,
     isa,
     linear,
+    rescore,
     rmsnorm,
     rmsnorm_quantize_act,
     rope_cache_write,
     silu_mul,
     silu_mul_quantize_act,
 )
+
+RESCORED = 32
+"""Logits of a draft that are computed again in 16 bits. Of the bundled model's greedy drafts 0.879 stand with
+none, 0.916 with 2, 0.924 with 8; sampled ones keep gaining, 0.905 with none, 0.925 with 8, 0.930 with 32."""
 
 
 class Transformer:
@@ -206,12 +211,18 @@ class Transformer:
             x = rmsnorm(x, self._ones, eps)
             x = hadamard(x, block=self.config.hidden_block, transpose=True, diagonal=weights.signs * gain)
         if draft_head and weights.draft_head is not None:
-            head = weights.draft_head
-        else:
-            head, act = weights.head, "a16"
+            return self._draft_logits(x, weights, weights.draft_head, act)
         if weights.signs is None:
-            return self._normed_linear(x, gain, head, self._mask, act)
-        return linear(x, head, self._mask, act=_act(x, head, act))
+            x = rmsnorm(x, gain, eps)
+        return linear(x, weights.head, self._mask)
+
+    def _draft_logits(self, x: Tensor, weights: WeightSet, head: PackedWeight, act: str) -> Tensor:
+        """All logits from 4 bits, then those that may matter from the matrix that verification uses."""
+        if weights.signs is None:
+            x = rmsnorm(x, self.final_norm, self.config.rms_norm_eps)
+        logits = linear(x, head, self._mask, act=act)
+        rescore(logits, x, weights.head, self._mask, count=RESCORED)
+        return logits
 
 
 def _quantization(weight: Weight, act: str) -> dict[str, Any] | None:

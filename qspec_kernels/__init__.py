@@ -22,6 +22,7 @@ from qspec_kernels.ops.hadamard import hadamard as hadamard
 from qspec_kernels.ops.hadamard_quantize_act import hadamard_quantize_act as hadamard_quantize_act
 from qspec_kernels.ops.linear import linear as linear
 from qspec_kernels.ops.quantize_act import quantize_act as quantize_act
+from qspec_kernels.ops.rescore import rescore as rescore
 from qspec_kernels.ops.rmsnorm import rmsnorm as rmsnorm
 from qspec_kernels.ops.rmsnorm_quantize_act import rmsnorm_quantize_act as rmsnorm_quantize_act
 from qspec_kernels.ops.rope import rope as rope

@@ -59,6 +59,7 @@ def samples(name: str) -> list[tuple]:
             (x, index, torch.rand(24, generator=rng), 1.0),
             (x.bfloat16(), index.int(), torch.rand(24), 1.0),
         ],
+        "rescore": [(torch.randn(6, 7), x.flatten(0, 1), weight.bfloat16(), bias, 3)],
         "cache_write": [(cache.clone(), cache.clone(), k, k + 1, index, index)],
         "rope_cache_write": [
             (heads, cache.clone(), cache.clone(), index, index, bias[:2], 1.0, *weight[:2, :4], 1e-5),
@@ -83,7 +84,7 @@ def test_opcheck(name):
 
 
 def test_every_op_has_samples():
-    assert len(NAMES) == 15
+    assert len(NAMES) == 16
     assert all(samples(name) for name in NAMES)
 
 

@@ -1,76 +1,20 @@
 // linear_bf16: out[m, n] = sum_k bf16(x[m, k]) * w[n, k] (+ bias[n]) (+ residual[m, n]), sums in float32.
 //
-// With AVX512-BF16 one VDPBF16PS takes 32 products; elsewhere the two halves of each 32-bit word are two
-// float32 multiplications (even k, then odd k), with x laid out to match.
-// A task: a slice of output features (see dense.hpp). Bytes of a call: 2*N*K.
+// Formula and order of sums: dense.hpp, bf16_weights.hpp. A task: a slice of output features. Bytes of a
+// call: 2*N*K.
 
-#include "dense.hpp"
+#include "bf16_weights.hpp"
 #include "program.hpp"
-
-namespace {
-
-using namespace qspec;
-
-struct Bf16Weights {
-    using Stored = uint16_t;
-    static constexpr int kStep = 32;
-    static constexpr int64_t kPrefetch = 1024;
-
-#if defined(QSPEC_HAS_BF16_DOT)
-    using Element = uint16_t;
-    using Vector = i32;
-    static Vector load_weights(const uint16_t* p) { return load_bits(p); }
-    static Vector load_x(const uint16_t* p) { return load_bits(p); }
-    static f32 multiply_add(f32 sum, Vector w, Vector x) { return dot_bf16(sum, w, x); }
-
-    static void arrange(const float* x, uint16_t* out, int64_t k) {
-        for_lanes(k, [&](int64_t i, int n) { store_lanes(out + i, load_lanes(x + i, n), n); });
-    }
-    static void arrange(const uint16_t* x, uint16_t* out, int64_t k) { memcpy(out, x, 2 * k); }
-#else
-    using Element = float;
-    struct Vector {
-        f32 even, odd;
-    };
-    static Vector load_weights(const uint16_t* p) {
-        i32 words = load_bits(p);
-        return {from_bits(shift_left<16>(words)), from_bits(bit_and(words, set1(int32_t(0xffff0000))))};
-    }
-    static Vector load_x(const float* p) { return {load(p), load(p + 16)}; }
-    static f32 multiply_add(f32 sum, Vector w, Vector x) {
-        return fma(w.odd, x.odd, fma(w.even, x.even, sum));
-    }
-
-    static float rounded(float v) { return bf16_to_float(float_to_bf16(v)); }
-    static float rounded(uint16_t v) { return bf16_to_float(v); }
-    template <class T>
-    static void arrange(const T* x, float* out, int64_t k) {
-        for (int64_t i = 0; i < k; ++i) out[i / 32 * 32 + i % 2 * 16 + i % 32 / 2] = rounded(x[i]);
-    }
-#endif
-};
-
-}  // namespace
 
 QSPEC_EXPORT int qspec_linear_bf16(void* out, const void* x, int64_t bf16, const uint16_t* weight,
                                    const float* bias, const void* residual, int64_t m, int64_t n,
                                    int64_t k, int64_t threads) {
-    using Element = Bf16Weights::Element;
+    using namespace qspec;
     const int64_t padded = (k + 31) / 32 * 32;
-    Scratch<Element> scratch(m * padded);
-    if (!scratch.ok()) return kOutOfMemory;
-    parallel_ranges(m, 65536 / (padded + 1), threads, [&](int64_t begin, int64_t end, int64_t) {
-        for (int64_t i = begin; i < end; ++i) {
-            Element* row = scratch.get() + i * padded;
-            memset(row + padded - 32 * (padded > 0), 0, sizeof(Element) * 32 * (padded > 0));
-            if (bf16) {
-                Bf16Weights::arrange(static_cast<const uint16_t*>(x) + i * k, row, k);
-            } else {
-                Bf16Weights::arrange(static_cast<const float*>(x) + i * k, row, k);
-            }
-        }
-    });
-    DenseCall<Bf16Weights> call = {weight, scratch.get(), bias, residual, out, bf16 != 0, m, n, k, padded};
+    Scratch<Bf16Weights::Element> arranged(m * padded);
+    if (!arranged.ok()) return kOutOfMemory;
+    arrange_rows(x, bf16 != 0, arranged.get(), m, k, padded, threads);
+    const DenseCall<Bf16Weights> call = {weight, arranged.get(), bias, residual, out, bf16 != 0, m, n, k, padded};
     return dense_linear(call, threads);
 }
 

@@ -57,6 +57,7 @@ inline i32 if_equal(i32 a, i32 b, i32 x, i32 y) {
 inline f32 if_less(f32 a, f32 b, f32 x, f32 y) {
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
 }
+inline bool any_less(f32 a, f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
 inline f32 zero_if_nan(f32 a) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a); }
 
 inline f32 load(const uint16_t* bf16) {

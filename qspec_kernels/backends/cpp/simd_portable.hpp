@@ -81,6 +81,12 @@ inline i32 from_bytes(const uint8_t* p) {
 // a == b ? x : y, a < b ? x : y, lane by lane.
 inline i32 if_equal(i32 a, i32 b, i32 x, i32 y) { return a == b ? x : y; }
 inline f32 if_less(f32 a, f32 b, f32 x, f32 y) { return a < b ? x : y; }
+inline bool any_less(f32 a, f32 b) {
+    const i32 less = a < b;
+    int32_t any = 0;
+    for (int i = 0; i < kLanes; ++i) any |= less[i];
+    return any != 0;
+}
 inline f32 zero_if_nan(f32 a) { return a == a ? a : f32{}; }
 
 inline f32 load(const uint16_t* bf16) {

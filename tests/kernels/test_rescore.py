@@ -1,0 +1,86 @@
+"""`rescore` against its definition, and the rows' independence."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import qspec_kernels as qk
+from qspec_kernels import UsageError
+from tests.kernels.cases import same_bits
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def best(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the `count` largest of one row, ties to the lowest, -inf never."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i].item(), i))
+    return torch.tensor([i for i in order[:count] if logits[i] > -torch.inf], dtype=torch.int64)
+
+
+def check(rng: torch.Generator, m: int, n: int, k: int, count: int, levels: int) -> None:
+    # few distinct values make ties
+    logits = torch.randint(levels, (m, n), generator=rng).float()
+    logits[torch.rand(m, n, generator=rng) < 0.2] = -torch.inf
+    x, weight = torch.randn(m, k, generator=rng), torch.randn(n, k, generator=rng).bfloat16()
+    bias = torch.randn(n, generator=rng)
+    expected, exact = logits.clone(), qk.linear(x, weight, bias)
+    for row in range(m):
+        chosen = best(logits[row], count)
+        expected[row, chosen] = exact[row, chosen]
+    qk.rescore(logits, x, weight, bias, count=count)
+    assert torch.equal(logits.isinf(), expected.isinf())
+    finite = ~expected.isinf()
+    assert torch.equal((logits == expected) | ~finite, torch.ones_like(finite))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (3, 37, 100), (2, 1000, 64), (5, 64, 33)])
+@pytest.mark.parametrize("count", [1, 2, 32, 5000])
+@pytest.mark.parametrize("levels", [3, 100_000])
+def test_definition(backend, rng, m, n, k, count, levels):
+    if backend == "torch" and (n, k) != (1, 1):
+        # there a product's bits depend on how many columns are asked for
+        pytest.skip("torch: the sums of gathered rows round differently")
+    check(rng, m, n, k, count, levels)
+
+
+def test_torch_is_close(torch_backend, rng):
+    x, weight = torch.randn(4, 96, generator=rng), torch.randn(300, 96, generator=rng).bfloat16()
+    exact = qk.linear(x, weight)
+    rough = exact + 0.01 * torch.randn(exact.shape, generator=rng)
+    logits = rough.clone()
+    qk.rescore(logits, x, weight, count=8)
+    changed = logits != rough
+    assert changed.sum(1).tolist() == [8] * 4
+    assert torch.allclose(logits[changed], exact[changed], rtol=1e-5, atol=1e-5)
+
+
+@given(st.integers(1, 6), st.integers(1, 40))
+def test_rows_do_not_depend_on_each_other(backend, rng, m, count):
+    logits, x = torch.randn(m, 50, generator=rng), torch.randn(m, 40, generator=rng).bfloat16()
+    weight = torch.randn(50, 40, generator=rng).bfloat16()
+    alone = [logits[i : i + 1].clone() for i in range(m)]
+    qk.rescore(logits, x, weight, count=count)
+    for i, row in enumerate(alone):
+        qk.rescore(row, x[i : i + 1], weight, count=count)
+        assert same_bits(row[0], logits[i])
+
+
+def test_what_does_not_fit_is_refused(torch_backend, untyped):
+    x, weight = torch.ones(2, 4), torch.ones(3, 4).bfloat16()
+    for logits, other, count in (
+        (torch.ones(2, 3), weight.float(), 1),
+        (torch.ones(2, 3).double(), weight, 1),
+        (torch.ones(2, 3), weight, 0),
+        (torch.ones(3, 2).t(), weight, 1),
+        (torch.ones(1, 3), weight, 1),
+        (torch.ones(2, 4), weight, 1),
+    ):
+        with pytest.raises(UsageError):
+            qk.rescore(logits, x, other, count=count)
+
+
+def test_the_wrong_tokens_are_noticed(mutate, rng):
+    mutate("rescore", lambda right, logits, *rest: right(logits.neg_(), *rest) or logits.neg_())
+    with pytest.raises(AssertionError):
+        check(rng, 1, 1, 1, 1, 3)
