@@ -24,7 +24,10 @@ def silu_mul(gate_up: Float[Tensor, "*batch two_f"]) -> Float[Tensor, "*batch f"
     """
     _check.floating("gate_up", gate_up)
     if gate_up.shape[-1] % 2:
-        raise UsageError(f"gate_up has {gate_up.shape[-1]} features; expected an even number, gate then up")
+        raise UsageError(
+            f"gate_up has {gate_up.shape[-1]} features; expected an even number, gate then up",
+            "Put two of one width side by side: torch.cat((gate, up), -1).",
+        )
     return _silu_mul(gate_up)
 
 
