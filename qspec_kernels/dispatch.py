@@ -56,7 +56,7 @@ def find(
     raise KernelUnavailable(
         f"no backend on {device} serves {op} for {format or dtype}: " + "; ".join(refusals),
         "Convert the weight with qspec_kernels.to_device_layout, or to its canonical order with"
-        " qspec_kernels.formats.convert." if format else "",
+        " qspec_kernels.formats.convert." if format else "qspec_kernels.explain says what serves an op.",
     )  # fmt: skip
 
 

@@ -62,12 +62,12 @@ def convert(packed: PackedWeight, name: str) -> PackedWeight:
     """
     if packed.format == name:
         return packed
+    target = get(name)
     if canonical(packed.format) != canonical(name):
         raise FormatError(
             f"{packed.format!r} and {name!r} hold different codes, so bytes cannot be converted",
             f"Quantise the original weight with formats.{canonical(name)}.quantize.",
         )
-    target = get(name)
     return target.pack(*get(packed.format).unpack(packed), packed.group_size)
 
 

@@ -34,11 +34,19 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         n, k = self.shape
+        if min(n, k, self.group_size) < 1:
+            raise FormatError(
+                f"a {self.format} weight cannot have shape {list(self.shape)} and group size"
+                f" {self.group_size}; expected each at least 1",
+                f"Make it with qspec_kernels.formats.{self.format}.pack.",
+            )
         # every order holds two codes a byte, padded at most to whole tiles of 16 rows by 32 features
         least, most = n * ((k + 1) // 2), (n + 15) // 16 * 16 * ((k + 31) // 32 * 16)
         scale_dtype = torch.float16 if self.format.startswith("int4") else torch.uint8
         fits = least <= self.data.numel() <= most and self.data.dtype == torch.uint8
-        scaled = self.scales.dtype == scale_dtype and self.scales.numel() >= n * -(-k // self.group_size)
+        groups = -(-k // self.group_size)
+        counted = n * groups <= self.scales.numel() <= (n + 15) // 16 * 16 * groups
+        scaled = counted and self.scales.dtype == scale_dtype
         if not (fits and scaled and self.data.is_contiguous() and self.scales.is_contiguous()):
             raise FormatError(
                 f"a {self.format} weight of shape {list(self.shape)}, group size {self.group_size}, "

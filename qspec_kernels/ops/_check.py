@@ -15,7 +15,19 @@ def floating(name: str, x: Tensor) -> None:
             f"{name} is {x.dtype}; expected float32, bfloat16 or float64", f"Convert it: {name}.float()."
         )
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise UsageError(f"{name} has shape {list(x.shape)}; expected at least one feature")
+        raise UsageError(
+            f"{name} has shape {list(x.shape)}; expected at least one feature",
+            f"Features are the last dimension; where each value is one, pass {name}.unsqueeze(-1).",
+        )
+
+
+def axes(name: str, tensor: Tensor, *expected: str) -> None:
+    """`tensor` has as many dimensions as there are names for them."""
+    if tensor.ndim != len(expected):
+        raise UsageError(
+            f"{name} has shape {list(tensor.shape)}; expected [{', '.join(expected)}]",
+            f"Reshape it to these {len(expected)} dimensions.",
+        )
 
 
 def same_device(name: str, tensor: Tensor, x_name: str, x: Tensor) -> None:
@@ -28,9 +40,11 @@ def same_device(name: str, tensor: Tensor, x_name: str, x: Tensor) -> None:
 
 
 def shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
-    """`tensor` has exactly the expected shape; `meaning` says where that comes from."""
+    """`tensor` has exactly the expected shape; `meaning` says what has it."""
     if tensor.shape != expected:
-        raise UsageError(f"{name} has shape {list(tensor.shape)}; expected {list(expected)}: {meaning}")
+        raise UsageError(
+            f"{name} has shape {list(tensor.shape)}; expected {list(expected)}", f"Pass {meaning}."
+        )
 
 
 def integers(name: str, tensor: Tensor) -> None:
@@ -46,4 +60,7 @@ def in_range(name: str, tensor: Tensor, stop: int, meaning: str) -> None:
     values = tensor.tolist()
     low, high = min(values), max(values)
     if low < 0 or high >= stop:
-        raise UsageError(f"{name} holds {low if low < 0 else high}; expected 0..{stop - 1}: {meaning}")
+        raise UsageError(
+            f"{name} holds {low if low < 0 else high}; expected 0..{stop - 1}: {meaning}",
+            f"Allocate a larger cache, or pass {name} that lie in this one.",
+        )

@@ -8,7 +8,7 @@ from qspec_kernels import dispatch
 from qspec_kernels.errors import UsageError
 from qspec_kernels.ops import _check
 from qspec_kernels.ops._library import register
-from qspec_kernels.ops.cache_write import check_slots, slots
+from qspec_kernels.ops.cache_write import CACHE_AXES, check_slots, slots
 
 
 def attention(
@@ -50,10 +50,12 @@ def attention(
     Source: online softmax, arXiv 1805.02867.
     """
     _check.floating("q", q)
-    if q.ndim != 3 or k_cache.ndim != 4 or 0 in k_cache.shape[1:]:
+    _check.axes("q", q, "tokens", "q_heads", "d")
+    _check.axes("k_cache", k_cache, *CACHE_AXES)
+    if 0 in k_cache.shape[1:]:
         raise UsageError(
-            f"q has shape {list(q.shape)} and k_cache {list(k_cache.shape)};"
-            " expected [tokens, q_heads, d] and [rows, heads, capacity, d]"
+            f"k_cache has shape {list(k_cache.shape)}; expected at least one head, slot and feature",
+            "Allocate the cache with a capacity for the prompt and what is generated.",
         )
     _check.same_device("k_cache", k_cache, "q", q)
     tokens, q_heads, d = q.shape
@@ -61,11 +63,12 @@ def attention(
     if d != k_cache.shape[3] or q_heads % heads:
         raise UsageError(
             f"q has {q_heads} heads of {d} features, the cache {heads} of {k_cache.shape[3]};"
-            " expected equal features and a multiple of the cache's heads"
+            " expected equal features and a multiple of the cache's heads",
+            "Allocate the cache for the model that makes q.",
         )
     if window is not None and window < 1:
         raise UsageError(f"window is {window}; expected at least 1", "None attends to all earlier keys.")
-    _check.shape("v_cache", v_cache, k_cache.shape, "that of k_cache")
+    _check.shape("v_cache", v_cache, k_cache.shape, "two caches of one shape")
     check_slots(k_cache, v_cache, rows, positions, tokens)
     return _attention(q, k_cache, v_cache, rows, positions, scale, -1 if window is None else window)
 

@@ -9,6 +9,8 @@ from qspec_kernels.errors import UsageError
 from qspec_kernels.ops import _check
 from qspec_kernels.ops._library import register
 
+CACHE_AXES = ("rows", "heads", "capacity", "d")
+
 
 def cache_write(
     k_cache: Float[Tensor, "b heads capacity d"],
@@ -31,9 +33,11 @@ def cache_write(
         raise UsageError(f"k is {k.dtype} and v is {v.dtype}; expected one dtype", "Convert one of them.")
     for name, tensor in (("k", k), ("v", v)):
         _check.same_device(name, tensor, "k_cache", k_cache)
-    _check.shape("v_cache", v_cache, k_cache.shape, "that of k_cache")
-    _check.shape("k", k, (k.shape[0], k_cache.shape[1], k_cache.shape[3]), "[tokens, heads, d] of k_cache")
-    _check.shape("v", v, k.shape, "that of k")
+    _check.axes("k_cache", k_cache, *CACHE_AXES)
+    _check.shape("v_cache", v_cache, k_cache.shape, "two caches of one shape")
+    expected = (k.shape[0], k_cache.shape[1], k_cache.shape[3])
+    _check.shape("k", k, expected, "[tokens, heads, d] with the heads and features of the cache")
+    _check.shape("v", v, k.shape, "keys and values of one shape")
     check_slots(k_cache, v_cache, rows, positions, k.shape[0])
     _cache_write(k_cache, v_cache, k, v, rows, positions)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qspec_kernels import dispatch
 from qspec_kernels.errors import UsageError
-from qspec_kernels.hadamard_matrix import factor, hadamard_matrix
+from qspec_kernels.hadamard_matrix import factor, hadamard_matrix, largest_block
 from qspec_kernels.ops import _check
 from qspec_kernels.ops._library import register
 
@@ -58,7 +58,10 @@ def check_block(width: int, block: int | None) -> int:
     """The block width that is meant, once it is known to have a matrix and to divide the width."""
     block = width if block is None else block
     if block < 1 or width % block:
-        raise UsageError(f"block is {block}; expected a divisor of the width, {width}")
+        raise UsageError(
+            f"block is {block}; expected a divisor of the width, {width}",
+            f"Use block={largest_block(width)}, the largest that has a matrix.",
+        )
     factor(block)
     return block
 

@@ -70,8 +70,7 @@ def linear(
         )
     _check.floating("x", x)
     _check.floating("weight", weight)
-    if weight.ndim != 2:
-        raise UsageError(f"weight has shape {list(weight.shape)}; expected [out_features, in_features]")
+    _check.axes("weight", weight, "out_features", "in_features")
     _check_operands(x, weight, weight.shape, bias)
     _check_residual(residual, x, weight.shape[0], x.dtype)
     return _linear(x, weight, bias, residual)
@@ -88,7 +87,9 @@ def _packed(
     n, k = weight.shape
     if isinstance(x, QuantizedActivation):
         if act not in ("a16", f"a{x.bits}"):
-            raise UsageError(f"act is {act!r} but x has been quantised to {x.bits} bits")
+            raise UsageError(
+                f"act is {act!r} but x has been quantised to {x.bits} bits", f"Pass act='a{x.bits}'."
+            )
         check_act(f"a{x.bits}", kind)
         groups = -(-k // weight.group_size) if x.bits == 4 else 1
         if x.scales.shape[-1] != groups or (x.bits == 4 and x.group_size != weight.group_size):
@@ -146,7 +147,8 @@ def _check_operands(x: Tensor, storage: Tensor, shape: tuple[int, ...], bias: Te
     _check.same_device("weight", storage, "x", x)
     if x.shape[-1] != shape[1]:
         raise UsageError(
-            f"x has {x.shape[-1]} features; the weight of shape {list(shape)} expects {shape[1]}"
+            f"x has {x.shape[-1]} features; the weight of shape {list(shape)} expects {shape[1]}",
+            "A weight is [out_features, in_features], as in torch.nn.Linear.",
         )
     if bias is not None:
         _check.same_device("bias", bias, "x", x)

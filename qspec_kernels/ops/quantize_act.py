@@ -43,9 +43,9 @@ def quantize_act(
 def check_quantization(k: int, bits: int, group_size: int | None, clip: float) -> int:
     """The group size that is meant, once all three are known to be good."""
     if bits not in (8, 4):
-        raise UsageError(f"bits is {bits}; expected 8 or 4")
+        raise UsageError(f"bits is {bits}; expected 8 or 4", "Linears read 8 as act='a8', 4 as act='a4'.")
     if not (0.0 < clip <= 1.0):
-        raise UsageError(f"clip is {clip}; expected a number in (0, 1]")
+        raise UsageError(f"clip is {clip}; expected a number in (0, 1]", "1.0 clips nothing.")
     if group_size is None:
         return max(k, 1)
     if group_size < 1:

@@ -34,10 +34,12 @@ def rope(
     Source: arXiv 2104.09864.
     """
     _check.floating("x", x)
+    _check.axes("x", x, "tokens", "heads", "d")
     _check.integers("positions", positions)
     if x.shape[2] % 2:
         raise UsageError(
-            f"x has {x.shape[2]} features a head; expected an even number, to be turned in pairs"
+            f"x has {x.shape[2]} features a head; expected an even number, to be turned in pairs",
+            "Rotate an even number of them and concatenate the others.",
         )
     if inv_freq.dtype != torch.float32:
         raise UsageError(

@@ -30,7 +30,10 @@ def check_gate_up(gate_up: Tensor) -> None:
     """Raise a UsageError unless the features are two halves of one width."""
     _check.floating("gate_up", gate_up)
     if gate_up.shape[-1] % 2:
-        raise UsageError(f"gate_up has {gate_up.shape[-1]} features; expected an even number, gate then up")
+        raise UsageError(
+            f"gate_up has {gate_up.shape[-1]} features; expected an even number, gate then up",
+            "Put two of one width side by side: torch.cat((gate, up), -1).",
+        )
 
 
 def _op(gate_up: Tensor) -> Tensor:

@@ -165,6 +165,7 @@ def test_bad_input_names_value_and_expectation() -> None:
     cases = [
         (lambda: formats.get("int5"), "int5.*int4, int4_tiles16"),
         (lambda: formats.convert(int4.pack(codes, scales, 32), "mxfp4"), "different codes"),
+        (lambda: formats.convert(int4.pack(codes, scales, 32), "int5"), "unknown weight format 'int5'"),
         (lambda: int4.pack(codes, scales, 64), r"groups of 64 have shape \[4, 1\], got \[4, 2\]"),
         (lambda: int4.pack(codes * 2, scales, 32), r"-8\.\.7, got -16"),
         (lambda: int4.pack(codes.int(), scales, 32), "torch.int8"),
@@ -186,5 +187,6 @@ def test_bad_input_names_value_and_expectation() -> None:
         ),
     ]
     for call, message in cases:
-        with pytest.raises(FormatError, match=f"(?s){message}"):
+        with pytest.raises(FormatError, match=f"(?s){message}") as error:
             call()
+        assert error.value.hint, message

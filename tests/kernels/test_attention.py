@@ -224,6 +224,11 @@ def test_cache_write_catches_keys_and_values_exchanged(mutate, rng):
         ({"q": torch.ones(1, 2, 7)}, "q has 2 heads of 7 features, the cache 2 of 8"),
         ({"v_cache": torch.ones(2, 2, 9, 8)}, "v_cache has shape .2, 2, 9, 8.; expected .2, 2, 10, 8."),
         ({"v_cache": torch.ones(2, 2, 10, 8).bfloat16()}, "expected two contiguous tensors of one dtype"),
+        ({"q": torch.ones(4, 8)}, "q has shape .4, 8.; expected .tokens, q_heads, d."),
+        (
+            {"k_cache": torch.ones(2, 10, 8)},
+            "k_cache has shape .2, 10, 8.; expected .rows, heads, capacity, d.",
+        ),
         ({"window": 0}, "window is 0; expected at least 1"),
     ],
 )
@@ -237,8 +242,9 @@ def test_bad_input(changes, message):
         "positions": torch.tensor([0]),
         "scale": 1.0,
     }
-    with pytest.raises(qk.UsageError, match=message):
+    with pytest.raises(qk.UsageError, match=message) as error:
         qk.attention(**(arguments | changes))
+    assert error.value.hint
     if not changes.keys() & {"q", "window"}:
         del arguments["q"], arguments["scale"]
         with pytest.raises(qk.UsageError, match=message):

@@ -49,6 +49,12 @@ def test_packed_weights_that_contradict_their_shape_are_refused() -> None:
     ):
         with pytest.raises(FormatError, match="cannot have"):
             PackedWeight(data, scales, good.format, shape, good.group_size)
+    with pytest.raises(FormatError, match="expected each at least 1") as error:
+        PackedWeight(good.data, good.scales, good.format, good.shape, 0)
+    assert "pack" in error.value.hint
+    # the scales of a smaller group size are too many
+    with pytest.raises(FormatError, match="group size 64, cannot have"):
+        PackedWeight(good.data, good.scales, good.format, good.shape, 64)
 
 
 def test_activations_that_contradict_themselves_are_refused(backend: str) -> None:

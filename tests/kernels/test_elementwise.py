@@ -170,6 +170,7 @@ def test_rope_catches(mutate, rng, wrong):
         (lambda x: qk.hadamard(x.half()), "x is torch.float16"),
         (lambda x: qk.rmsnorm(x, torch.ones(11)), "weight has shape .11.; expected .12."),
         (lambda x: qk.silu_mul(x[:, :5]), "gate_up has 5 features; expected an even number"),
+        (lambda x: qk.rope(x, torch.arange(2), torch.ones(6)), "expected .tokens, heads, d."),
         (
             lambda x: qk.rope(x[:, None], torch.zeros(2), torch.ones(6)),
             "positions is torch.float32; expected int32 or int64",
@@ -186,5 +187,6 @@ def test_rope_catches(mutate, rng, wrong):
 )
 @pytest.mark.usefixtures("untyped")
 def test_bad_input(call, message):
-    with pytest.raises(qk.UsageError, match=message):
+    with pytest.raises(qk.UsageError, match=message) as error:
         call(torch.ones(2, 12))
+    assert error.value.hint

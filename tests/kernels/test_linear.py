@@ -226,8 +226,9 @@ def test_bad_input(rng, arguments, message):
     weight = torch.randn(7, 100, generator=rng)
     x, packed = torch.randn(2, 100, generator=rng), quantized("int4", weight, 32).packed
     made = arguments(x, weight, packed)
-    with pytest.raises(qk.UsageError, match=message):
+    with pytest.raises(qk.UsageError, match=message) as error:
         qk.linear(made.pop("x"), made.pop("weight"), **made)
+    assert error.value.hint
 
 
 def test_mxfp4_has_no_4_bit_activations(torch_backend, rng):

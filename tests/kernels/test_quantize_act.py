@@ -127,5 +127,6 @@ def test_definition_catches(mutate, rng, wrong):
     ],
 )
 def test_bad_input(arguments, message):
-    with pytest.raises(qk.UsageError, match=message):
+    with pytest.raises(qk.UsageError, match=message) as error:
         qk.quantize_act(torch.ones(2, 8), **arguments)
+    assert error.value.hint

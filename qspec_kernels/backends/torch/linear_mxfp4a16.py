@@ -1,9 +1,8 @@
 """Linear with MXFP4 weights and 16-bit activations: x rounded to bfloat16, sums in float32."""
 
-import torch
 from torch import Tensor
 
-from qspec_kernels.backends.torch._linear import plus, weight_only
+from qspec_kernels.backends.torch._linear import float_linear, plus
 from qspec_kernels.backends.torch._weights import mxfp4_rows
 
 READS = "mxfp4"
@@ -14,6 +13,4 @@ def linear_mxfp4a16(
     group_size: int,
 ) -> Tensor:  # fmt: skip
     """x [M, k], the bytes of a weight [n, k] -> [M, n] in x's dtype; float64 x is not rounded."""
-    rounded = x if x.dtype == torch.float64 else x.bfloat16().float()
-    rows = mxfp4_rows(data, scales, k, group_size, rounded.dtype)
-    return plus(residual, weight_only(rounded, rows, bias, n, group_size).to(x.dtype))
+    return plus(residual, float_linear(mxfp4_rows, x, (data, scales), bias, (n, k), group_size))
