@@ -37,7 +37,7 @@ _BEHIND_NORM = {
 _TO_RESIDUAL = ("o_proj", "down_proj", "o_bias", "down_bias")
 
 
-def signs(hidden_size: int, seed: int = 0) -> Float[Tensor, "hidden"]:
+def signs(hidden_size: int, seed: int = 0) -> Float[Tensor, " hidden"]:
     """The random signs of the residual stream's rotation, +-1 in float32, the same for the same seed.
 
     They keep features that are alike in all tokens from meeting in one rotated feature.
@@ -51,7 +51,7 @@ def rotate_layer(
     *,
     num_heads: int,
     head_dim: int,
-    signs: Float[Tensor, "hidden"],
+    signs: Float[Tensor, " hidden"],
     hidden_block: int,
     heads_block: int,
     intermediate_block: int,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qspec_decode.progress import track
 from qspec_decode.protocol import Model
 from qspec_decode.request import loaded_precision
 from qspec_decode.sampling import SamplingParams, probabilities
@@ -62,7 +63,7 @@ def agreement(
     sampling = SamplingParams(temperature=temperature)
     same, overlap = [0] * len(drafts), [0.0] * len(drafts)
     total = sum(len(text) for text in texts)
-    for text in texts:
+    for text in track(texts, len(texts), f"comparing drafts with {target.name}"):
         expected = target.logits(text)
         p = probabilities(expected, sampling)
         for i, draft in enumerate(drafts):

@@ -1,70 +1,14 @@
-"""What a ladder can gain: expected tokens of a round over its cost (design section 3, "when it pays")."""
+"""What a ladder can gain at most where time is bytes: tokens per byte of weights, from measured acceptance.
+
+No clock is in it, so that it stands beside a measured speed-up as something else than the same number.
+"""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 from qspec_decode.model import Transformer
-from qspec_decode.output import DecodingOutput
 from qspec_decode.precision import set_name
 from qspec_decode.stats import SpecDecodingStats
 from qspec_decode.weights import weight_bytes
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The cost model, fed with what was measured.
-
-    Parameters
-    ----------
-    alpha
-        Chance that a draft stands, given that those before it did.
-    c, v
-        A drafted token, and the rest of a round, in steps of plain decoding.
-    num_drafted_per_round
-        K, or less where rounds near the end or the n-gram table drafted fewer.
-    speedup
-        E(alpha, K) / (K c + v) with E(alpha, K) = 1 + alpha + ... + alpha**K: what these numbers allow.
-    byte_bound
-        What the passes that were taken allow if each took only the time of reading its weights.
-    """
-
-    alpha: float
-    c: float
-    v: float
-    num_drafted_per_round: float
-    speedup: float
-    byte_bound: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain numbers for JSON."""
-        return asdict(self)
-
-
-def predict(
-    outputs: Sequence[DecodingOutput],
-    baseline: Sequence[DecodingOutput],
-    levels: Sequence[SpecDecodingStats],
-    bytes_read: Sequence[int],
-) -> Prediction:
-    """From speculative runs, plain ones of the same prompts, and the merged statistics of the former.
-
-    `bytes_read` is as in `byte_bound`.
-    """
-    steps = sum(out.num_target_steps for out in baseline)
-    rounds = sum(out.num_target_steps for out in outputs)
-    first = levels[0]
-    alpha, drafted = first.per_token_acceptance, first.num_draft_tokens
-    if not steps or not rounds:
-        return Prediction(alpha, 0.0, 0.0, 0.0, 0.0, 0.0)
-    step = sum(out.decode_seconds for out in baseline) / steps
-    seconds = sum(out.decode_seconds for out in outputs)
-    c = first.draft_time / drafted / step if drafted else 0.0
-    # all that is not drafting, so that the loop's own time is in it
-    v = (seconds - (first.draft_time if drafted else 0.0)) / rounds / step
-    # E(alpha, K) averaged over the number of drafts that each round really had
-    tokens = 1 + sum(alpha ** (i + 1) * n / rounds for i, n in enumerate(first.num_draft_tokens_per_pos))
-    k = drafted / rounds
-    return Prediction(alpha, c, v, k, tokens / (k * c + v), byte_bound(rounds, steps, levels, bytes_read))
 
 
 def byte_bound(
@@ -73,10 +17,19 @@ def byte_bound(
     levels: Sequence[SpecDecodingStats],
     bytes_read: Sequence[int],
 ) -> float:
-    """The speed-up over plain decoding if time were bytes, from the passes that each level really took.
+    """The speed-up over plain decoding if a pass took the time of reading its weights, and nothing else did.
 
-    `bytes_read` has the bytes of one pass of the target and of every draft level, in order; an n-gram
-    table reads none. A verification reads what a step reads.
+    Plain decoding reads the target's bytes once per token; what the ladder reads for the same tokens follows
+    from the drafts that were made and those that stood. A verification reads what a step reads.
+
+    Parameters
+    ----------
+    num_target_steps, num_plain_steps
+        Passes of the target after the prefill, with the ladder and without, one sequence at a time.
+    levels
+        What every draft level did, the one next to the target first.
+    bytes_read
+        Of one pass of the target and of every draft level, in order; an n-gram table reads none.
     """
     total = num_target_steps * bytes_read[0]
     for depth, size in enumerate(bytes_read[1:]):

@@ -5,15 +5,18 @@ over enough held-out prompts, greedy for few tokens, and with few repeated 8-gra
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 from qspec_decode.stats import SpecDecodingStats
 
 MIN_PROMPTS = 16
+MIN_TOKENS = 16
 MAX_GREEDY_TOKENS = 48
 MAX_REPEATED_SHARE = 0.10
+TEMPERATURE = 0.8
 
 
 def repeated_8gram_share(token_ids: Iterable[Sequence[int]]) -> float:
@@ -26,16 +29,34 @@ def repeated_8gram_share(token_ids: Iterable[Sequence[int]]) -> float:
     return (total - distinct) / total if total else 0.0
 
 
-def why_not_of_record(num_prompts: int, temperature: float, max_new_tokens: int, repeated: float) -> str:
-    """Why a figure does not count; empty if it does."""
-    reasons = []
-    if num_prompts < MIN_PROMPTS:
-        reasons.append(f"{num_prompts} of the {MIN_PROMPTS} prompts it takes")
-    if temperature == 0 and max_new_tokens > MAX_GREEDY_TOKENS:
-        reasons.append(f"{max_new_tokens} greedy tokens, at most {MAX_GREEDY_TOKENS} count")
-    if repeated > MAX_REPEATED_SHARE:
-        reasons.append(f"{repeated:.0%} repeated 8-grams, at most {MAX_REPEATED_SHARE:.0%} count")
-    return "; ".join(reasons)
+def why_not_of_record(run: Mapping[str, Any], scale: str) -> str:
+    """Why the figures of a run do not count; empty if they do.
+
+    Parameters
+    ----------
+    run
+        As `document.run_document` describes it, with a baseline.
+    scale
+        What the model was widened to, or "none".
+    """
+    lengths = [len(row) for row in run["token_ids"]]
+    shortest, longest = min(lengths, default=0), max(lengths, default=0)
+    temperature, repeated = run["temperature"], run["repeated_8gram_share"]
+    greedy = temperature == 0
+    few, many = MIN_TOKENS, MAX_GREEDY_TOKENS
+    reasons = [
+        (len(lengths) < MIN_PROMPTS, f"{len(lengths)} of the {MIN_PROMPTS} prompts it takes"),
+        (scale == "none", "scale none fits in the processor's caches, as no real model does"),
+        (shortest < few, f"{shortest} new tokens of a prompt, too few to time, at least {few} count"),
+        (greedy and longest > many, f"{longest} greedy tokens, at most {many} count"),
+        (not greedy and temperature != TEMPERATURE, f"sampled at {temperature}, {TEMPERATURE} counts"),
+        (
+            repeated > MAX_REPEATED_SHARE,
+            f"{repeated:.1%} repeated 8-grams, at most {MAX_REPEATED_SHARE:.0%} count",
+        ),
+        (greedy and not run["lossless_equal"], "the greedy text is not plain decoding's"),
+    ]
+    return "; ".join(reason for holds, reason in reasons if holds)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ The text is a small model's, the traffic and the arithmetic are those of a real 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qspec_decode.bench import agreement, bound
+from qspec_decode.bench import agreement, bound, record
 from qspec_decode.bench.agreement import Agreement, Voice
 from qspec_decode.bench.contenders import LADDERS, Arena, Contender, Series, interleave
 from qspec_decode.bench.document import run_document
-from qspec_decode.bench.record import merge, why_not_of_record
 from qspec_decode.demo import prompts
 from qspec_decode.demo.widen import widen
 from qspec_decode.load import load, load_tokenizer
@@ -23,7 +22,7 @@ from qspec_decode.tokenizer import Tokenizer
 from qspec_kernels import UsageError
 
 PRECISIONS = ("bf16", "mxfp4a8", "w4a16")
-TEMPERATURES = (0.0, 0.8)
+TEMPERATURES = (0.0, record.TEMPERATURE)
 SHOWN = LADDERS[0]
 """The ladder whose text is streamed first."""
 
@@ -56,8 +55,8 @@ class Demo:
     load_seconds: float
 
 
-def prepare(scale: str, num_prompts: int | None, max_new_tokens: int) -> Demo:
-    """Check the options, load, compare precisions on held-out text, widen.
+def prepare(scale: str, num_prompts: int | None, max_new_tokens: int, say: Callable[[str], None]) -> Demo:
+    """Check the options, load, compare precisions on held-out text, widen; `say` is told what comes next.
 
     Raises
     ------
@@ -79,9 +78,11 @@ def prepare(scale: str, num_prompts: int | None, max_new_tokens: int) -> Demo:
             f"The first token comes from the prefill, and the model has {model.max_positions} positions.",
         )
     load_seconds = time.perf_counter() - began
+    say("comparing precisions on held-out text ...")
     agreements = _agreements(model, small, ids)
     began = time.perf_counter()
     if scale != "none":
+        say(f"widening to {scale} ...")
         model, small = widen(model, scale), widen(small, scale)
     load_seconds += time.perf_counter() - began
     return Demo(
@@ -94,16 +95,21 @@ def stream(demo: Demo, streamer: Streamer) -> None:
     demo.arena.decode(SHOWN, demo.prompts[0], 0.0, streamer=streamer)
 
 
-def measure(
-    demo: Demo, deadline: float | None, report: Callable[[int, Contender, float], None]
-) -> dict[str, Any]:
+def measure(demo: Demo, deadline: float | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Run everything; returns the document of `qspec demo --json`.
 
     With a `deadline` (on `time.perf_counter`'s clock) no prompt is begun that would probably end after
-    it, but one is always measured; without one all prompts of the demo are.
+    it, but one is always measured; without one all prompts of the demo are. `say` is told of every run.
     """
-    warm = Arena(demo.arena.model, demo.arena.small, 3)
-    interleave(warm.decode, LADDERS, (0.0,), demo.prompts[:1], report)
+
+    def report(index: int, contender: Contender, temperature: float) -> None:
+        kind = f"sampled at {temperature}" if temperature else "greedy"
+        of = f" of {len(demo.prompts)}" if deadline is None else ""
+        say(f"prompt {index + 1}{of}: {contender.title}, {kind}")
+
+    say("warming up")
+    warm = replace(demo.arena, max_new_tokens=3)
+    interleave(warm.decode, LADDERS, (0.0,), demo.prompts[:1], lambda *_: None)
     series = interleave(demo.arena.decode, LADDERS, TEMPERATURES, _until(deadline, demo.prompts), report)
     return {
         "scale": demo.scale,
@@ -129,6 +135,7 @@ def note(scale: str) -> str:
 
 
 def _until(deadline: float | None, ids: Sequence[list[int]]) -> Iterator[list[int]]:
+    """The prompts that can be run before the deadline if none takes longer than the slowest so far."""
     slowest = 0.0
     for prompt in ids:
         began = time.perf_counter()
@@ -159,15 +166,14 @@ def _run(demo: Demo, series: Series, everything: list[Series]) -> dict[str, Any]
         decode=demo.tokenizer.decode,
         load_seconds=demo.load_seconds,
     )
-    levels, k = merge([out.levels for out in series.outputs]), contender.num_speculative_tokens
-    sizes = _bytes_read(demo.arena, contender)
-    reason = why_not_of_record(
-        len(series.outputs), temperature, demo.arena.max_new_tokens, document["repeated_8gram_share"]
-    )
+    levels, sizes = record.merge([out.levels for out in series.outputs]), _bytes_read(demo.arena, contender)
+    steps, plain_steps = (sum(out.num_target_steps for out in s.outputs) for s in (series, baseline))
+    reason = record.why_not_of_record(document, demo.scale)
     return document | {
         "title": contender.title,
-        "num_speculative_tokens": k,
-        "prediction": bound.predict(series.outputs, baseline.outputs, levels, sizes).to_dict(),
+        "num_speculative_tokens": contender.num_speculative_tokens,
+        "bytes_per_pass": sizes,
+        "bound": bound.byte_bound(steps, plain_steps, levels, sizes),
         "of_record": not reason,
         "not_of_record_because": reason,
     }
