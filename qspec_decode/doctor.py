@@ -1,18 +1,15 @@
 """What this machine has, which path every op takes on it, and why."""
 
 import importlib.metadata
-import math
 import os
 import platform
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import qspec_kernels
-from qspec_decode import memory
+from qspec_decode import machine
 
 PACKAGES = ("qspec", "torch", "numpy", "safetensors", "tokenizers", "transformers")
 OPS = (
@@ -42,15 +39,19 @@ def examine() -> dict[str, Any]:
     Raises
     ------
     UsageError
-        When QSPEC_CPU_ISA names a library that this CPU cannot run; the message says why.
+        When QSPEC_CPU_ISA names no library, or one that was not built or that this CPU cannot run.
     """
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "cpu": {"model": cpu_field("model name"), "flags": cpu_flags(), "usable": usable_cpus()},
+        "cpu": {
+            "model": qspec_kernels.cpu_field("model name"),
+            "flags": cpu_flags(),
+            "usable": machine.usable_cpus(),
+        },
         "threads": torch.get_num_threads(),
         "library": {"isa": qspec_kernels.isa(), "QSPEC_CPU_ISA": os.environ.get("QSPEC_CPU_ISA")},
-        "memory": {"total_bytes": total_bytes(), "available_bytes": memory.available_bytes()},
+        "memory": {"total_bytes": machine.total_bytes(), "available_bytes": machine.available_bytes()},
         "read_bandwidth": read_bandwidth(),
         "gpu": gpu(),
         "ops": {op: qspec_kernels.explain(op) for op in OPS},
@@ -64,72 +65,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def cpu_field(name: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """A field of the first CPU; empty where the system does not say."""
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                return value.strip()
-    return ""
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+def cpu_flags() -> list[str]:
     """Those of `CPU_FLAGS` that the CPU has."""
-    present = set(cpu_field("flags", cpuinfo).split())
+    present = set(qspec_kernels.cpu_field("flags").split())
     return [flag for flag in CPU_FLAGS if flag in present]
-
-
-def usable_cpus(root: Path = Path("/")) -> dict[str, Any]:
-    """How many CPUs this process may use, and what says so.
-
-    Online CPUs, the process's affinity, and the quota of its control group (version 1 or 2, every group
-    on the way to the top); the least of them counts, and part of a CPU counts as one.
-    """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    quota = min(_quotas(root), default=None)
-    limits = [limit for limit in (os.cpu_count(), affinity, quota and math.ceil(quota)) if limit]
-    return {
-        "count": min(limits, default=1),
-        "online": os.cpu_count(),
-        "affinity": affinity,
-        "cgroup_quota": quota,
-    }
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """Every limit in CPUs that a control group of this process sets."""
-    own = root / "proc/self/cgroup"
-    groups = [line.split(":", 2) for line in own.read_text().splitlines()] if own.exists() else []
-    for _, controllers, path in (group for group in groups if len(group) == 3):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        # inside a container the path is often the host's and the files are at the top
-        relative = Path(path.lstrip("/"))
-        for group in (relative, *relative.parents):
-            if controllers:
-                numbers = [_read(base / group / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-            else:
-                numbers = (_read(base / group / "cpu.max") + " 0 0").split()[:2]
-            limit, period = (int(n) if n.isdigit() else 0 for n in numbers)
-            if limit > 0 and period > 0:
-                yield limit / period
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def total_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Memory of the machine."""
-    if not meminfo.exists():
-        return None
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(fields["MemTotal"].split()[0]) * 1024
 
 
 def read_bandwidth(num_bytes: int = _READ_BYTES, seconds: float = _READ_SECONDS) -> dict[str, Any]:
@@ -138,11 +77,11 @@ def read_bandwidth(num_bytes: int = _READ_BYTES, seconds: float = _READ_SECONDS)
     The sum of a float32 vector too large for any cache, on two threads (one where there is one CPU), best
     of as many passes as fit in the time: whatever disturbs a pass makes it slower.
     """
-    available = memory.available_bytes()
+    available = machine.available_bytes()
     if available is not None:
         num_bytes = min(num_bytes, available // 4)
     data = torch.ones(num_bytes // 4)
-    before, threads = torch.get_num_threads(), min(2, usable_cpus()["count"])
+    before, threads = torch.get_num_threads(), min(2, machine.usable_cpus()["count"])
     torch.set_num_threads(threads)
     try:
         passes, began = [], time.perf_counter()

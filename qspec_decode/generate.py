@@ -4,6 +4,7 @@ It shares no loop code with `speculate`, so that the two can be held against eac
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: Seed = None,
-    eos_token_id: int | tuple[int, ...] | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
 ) -> DecodingOutput:
     """Decode with one precision of the model, without speculation.
 

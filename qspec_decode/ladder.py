@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from qspec_decode import request
+from qspec_decode import checks, request
 from qspec_decode.levels import ModelLevel, SharedCache
 from qspec_decode.ngram import NgramLevel
 from qspec_decode.proposal import Level, Run
 from qspec_decode.protocol import Model
+from qspec_decode.sibling import aligned, check_same_tokens
 from qspec_kernels import PRECISIONS, UsageError
 
 
@@ -20,9 +22,10 @@ class DraftModel:
     Parameters
     ----------
     model
-        A loaded model with the target's vocabulary.
+        A loaded model with the target's tokenizer. Its table may be padded to another length.
     precision
-        What it decodes with; None takes the first of the model's `precisions`.
+        What it decodes with; None takes the first of the model's `precisions`, which is the one that
+        `load` was asked for first.
     name
         How statistics call it.
     """
@@ -50,7 +53,7 @@ class SpeculativeConfig:
     Raises
     ------
     UsageError
-        A value outside its range.
+        A value of another type or outside its range.
     """
 
     num_speculative_tokens: int | Sequence[int] | None = None
@@ -58,18 +61,36 @@ class SpeculativeConfig:
     prompt_lookup_min: int = 1
 
     def __post_init__(self) -> None:
-        k = self.num_speculative_tokens
-        for value in [] if k is None else [k] if isinstance(k, int) else k:
-            if value < 1:
-                raise UsageError(
-                    f"num_speculative_tokens is {value}; expected at least 1",
-                    "For decoding without drafts call generate().",
-                )
-        if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:
+        shortest, longest = map(checks.as_integer, (self.prompt_lookup_min, self.prompt_lookup_max))
+        if shortest is None or longest is None or not 1 <= shortest <= longest:
             raise UsageError(
-                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max is "
-                f"{self.prompt_lookup_max}; expected 1 <= min <= max"
+                f"prompt_lookup_min is {self.prompt_lookup_min!r} and prompt_lookup_max is "
+                f"{self.prompt_lookup_max!r}; expected integers, 1 <= min <= max",
+                "Leave them out for 1 and 4.",
             )
+        values = {
+            "num_speculative_tokens": _parse_k(self.num_speculative_tokens),
+            "prompt_lookup_max": longest,
+            "prompt_lookup_min": shortest,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def _parse_k(given: Any) -> int | tuple[int, ...] | None:
+    """K as an int, or as a tuple where there is one per level."""
+    entries = checks.plain(given)
+    several = isinstance(entries, Sequence) and not isinstance(entries, str)
+    found = tuple(
+        checks.integer(
+            "num_speculative_tokens",
+            entry,
+            1,
+            "Give one number, or one per level from the target downward; without drafts call generate().",
+        )
+        for entry in (entries if several else [] if given is None else [given])
+    )
+    return found if several else found[0] if found else None
 
 
 def configured(
@@ -82,16 +103,22 @@ def configured(
     UsageError
         Both say a K, and not the same.
     """
-    config = config or SpeculativeConfig()
-    if num_speculative_tokens is None:
-        return config
-    if config.num_speculative_tokens not in (None, num_speculative_tokens):
+    config = SpeculativeConfig() if config is None else config
+    if not isinstance(config, SpeculativeConfig):
         raise UsageError(
-            f"num_speculative_tokens is {num_speculative_tokens} as a keyword and "
+            f"config is {config!r}; expected a SpeculativeConfig",
+            "For instance config=SpeculativeConfig(num_speculative_tokens=4).",
+        )
+    given = _parse_k(num_speculative_tokens)
+    if given is None:
+        return config
+    if config.num_speculative_tokens not in (None, given):
+        raise UsageError(
+            f"num_speculative_tokens is {given} as a keyword and "
             f"{config.num_speculative_tokens} in config=SpeculativeConfig(...)",
             "Give it in one place.",
         )
-    return replace(config, num_speculative_tokens=num_speculative_tokens)
+    return replace(config, num_speculative_tokens=given)
 
 
 def as_list(draft: Draft | Sequence[Draft], target: str) -> list[Draft]:
@@ -102,12 +129,25 @@ def as_list(draft: Draft | Sequence[Draft], target: str) -> list[Draft]:
     Raises
     ------
     UsageError
-        No draft, or no default for this target.
+        No draft, one that can be none, "auto" beside others, or no default for this target.
     """
     drafts = list(draft) if isinstance(draft, Sequence) and not isinstance(draft, str) else [draft]
     if not drafts:
         raise UsageError("draft is empty; expected at least one level", "For plain decoding call generate().")
-    if drafts == ["auto"]:
+    for level in drafts:
+        named = level.model if isinstance(level, DraftModel) else level
+        if not isinstance(level, str) and not isinstance(named, Model):
+            raise UsageError(
+                f'draft names {level!r}; expected precisions, "ngram" or loaded models',
+                "A checkpoint is loaded with load(...) first; for plain decoding call generate().",
+            )
+    names = [level for level in drafts if isinstance(level, str)]
+    if "auto" in names and len(drafts) > 1:
+        raise UsageError(
+            f'draft names "auto" among {len(drafts)} levels; expected it alone',
+            'Name the level, as in draft=["mxfp4", "ngram"].',
+        )
+    if names == ["auto"]:
         weights = PRECISIONS[target].weights
         if weights == "mxfp4":
             raise UsageError(
@@ -147,7 +187,7 @@ def build(run: Run, model: Model, target: str, drafts: list[Draft], config: Spec
     Raises
     ------
     UsageError
-        "ngram" anywhere but at the bottom, a precision that was not loaded, another vocabulary.
+        "ngram" anywhere but at the bottom, a precision that was not loaded, another tokenizer.
     """
     batch_size, capacity = run.buffer.ids.shape
     caches: dict[int, SharedCache] = {}
@@ -165,7 +205,10 @@ def build(run: Run, model: Model, target: str, drafts: list[Draft], config: Spec
     for depth, draft in enumerate(drafts):
         if draft == "ngram":
             if depth != len(drafts) - 1:
-                raise UsageError('"ngram" drafts from the tokens alone; expected it as the last draft')
+                raise UsageError(
+                    f'"ngram" is draft {depth + 1} of {len(drafts)}; expected it as the last draft',
+                    "It drafts from the tokens alone, so nothing can draft for it.",
+                )
             plans.append(None)
             continue
         if isinstance(draft, str):
@@ -173,9 +216,11 @@ def build(run: Run, model: Model, target: str, drafts: list[Draft], config: Spec
             plans.append((model, precision, precision, cache_of(model, precision)))
             continue
         other = draft if isinstance(draft, DraftModel) else DraftModel(draft)
-        _check_vocabulary(model, other)
-        precision = request.loaded_precision(other.model, other.precision or other.model.precisions[0])
-        plans.append((other.model, precision, other.name, cache_of(other.model, precision)))
+        check_same_tokens(model, other.model, other.name)
+        first = other.model.precisions[0] if other.precision is None else other.precision
+        precision = request.loaded_precision(other.model, first)
+        sibling = aligned(other.model, model.vocab_size)
+        plans.append((sibling, precision, other.name, cache_of(other.model, precision)))
 
     counts = num_speculative_tokens(config, target, drafts)
     level: Level | None = None
@@ -185,7 +230,7 @@ def build(run: Run, model: Model, target: str, drafts: list[Draft], config: Spec
             level = NgramLevel(run, config.prompt_lookup_max, config.prompt_lookup_min)
             continue
         owner, precision, name, cache = plan
-        inner = (level, counts[index]) if level else None
+        inner = (level, min(counts[index], capacity)) if level else None
         level = ModelLevel(
             run,
             owner,
@@ -199,11 +244,3 @@ def build(run: Run, model: Model, target: str, drafts: list[Draft], config: Spec
         )
     assert isinstance(level, ModelLevel)
     return level
-
-
-def _check_vocabulary(model: Model, draft: DraftModel) -> None:
-    if draft.model.vocab_size != model.vocab_size:
-        raise UsageError(
-            f"the draft {draft.name!r} has {draft.model.vocab_size} tokens, the target {model.vocab_size}",
-            "A draft model needs the target's tokenizer.",
-        )

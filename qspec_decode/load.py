@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from qspec_decode import config as configs
-from qspec_decode import demo, load_options, memory, prepare, tensors
+from qspec_decode import load_options, machine, memory, prepare, tensors
 from qspec_decode.checkpoint import Checkpoint
-from qspec_decode.config import ModelConfig
+from qspec_decode.config import ModelConfig, resolve
 from qspec_decode.load_options import FUSED, LoadOptions
 from qspec_decode.model import Transformer
 from qspec_decode.progress import track
@@ -61,7 +61,8 @@ def load(
     CheckpointError
         The directory is incomplete or damaged, or its architecture is not supported.
     UsageError
-        An option is unknown or contradicts another, or the model does not fit in memory.
+        An option is unknown, contradicts another or is about weights that are not loaded, or the model
+        does not fit in memory.
     """
     directory = resolve(path)
     config = configs.from_dir(directory)
@@ -71,7 +72,8 @@ def load(
     memory.check_fits(config, options)
     if options.rotated:
         config = _with_blocks(config)
-    return _Loader(config, checkpoint, options).load()
+    with machine.allocating(lambda: memory.refused(config, options)):
+        return _Loader(config, checkpoint, options).load()
 
 
 def load_tokenizer(path: str | Path = "demo") -> Tokenizer:
@@ -83,12 +85,6 @@ def load_tokenizer(path: str | Path = "demo") -> Tokenizer:
         When it has no readable `tokenizer.json`.
     """
     return Tokenizer.from_dir(resolve(path))
-
-
-def resolve(path: str | Path) -> Path:
-    """The directory a name stands for: "demo" and "demo-small" are bundled, others are paths."""
-    bundled = {"demo": "target", "demo-small": "small"}.get(str(path))
-    return demo.path(bundled) if bundled else Path(path)
 
 
 def _with_blocks(config: ModelConfig) -> ModelConfig:
@@ -128,7 +124,10 @@ class _Loader:
             )
             for name in self.options.sets
         }
-        return Transformer(self.config, embedding, final_norm, sets, dtype=self.options.dtype)
+        model = Transformer(self.config, embedding, final_norm, sets, dtype=self.options.dtype)
+        # in the order asked for: what comes first is what such a model drafts in
+        model.precisions = self.options.precisions
+        return model
 
     def _tables(self) -> tuple[Tensor, dict[str, Tensor], PackedWeight | None]:
         """(embedding, output matrix per set, 4-bit output matrix of drafts)."""
@@ -138,7 +137,7 @@ class _Loader:
         head = embedding if tied else self.checkpoint.read(tensors.HEAD)
         draft_head = None
         if "mxfp4" in options.sets and not options.keep_head:
-            draft_head = self._join_packed(self._quantise(head, "mxfp4"))
+            draft_head = self._join_packed(self._quantise(head, "mxfp4", "quantising the output matrix"))
         heads = {}
         half = head.to(torch.bfloat16) if set(options.sets) != {"fp32"} else head
         for name in options.sets:
@@ -202,10 +201,13 @@ class _Loader:
             return [matrix.to(self.options.dtype if name == "fp32" else torch.bfloat16)]
         return self._quantise(matrix, name)
 
-    def _quantise(self, matrix: Tensor, name: str) -> list[PackedWeight]:
+    def _quantise(self, matrix: Tensor, name: str, what: str = "") -> list[PackedWeight]:
+        """Some rows at a time, with a bar if it is told `what` to call it."""
         rows = max(1, _QUANTISED_AT_ONCE // matrix.shape[1])
         group_size = self.options.group_size if name == "int4" else 32
-        return [prepare.quantise(part.float(), name, group_size) for part in matrix.split(rows)]
+        parts = matrix.split(rows)
+        steps = track(parts, len(parts), what) if what else parts
+        return [prepare.quantise(part.float(), name, group_size) for part in steps]
 
     def _join(self, pieces: list[Weight]) -> Weight:
         """Pieces, all dense or all packed, one below the other."""

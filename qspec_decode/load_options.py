@@ -16,6 +16,7 @@ FUSED: dict[str, tuple[str, ...]] = {
     "down": ("down",),
 }
 GROUP_SIZES = (32, 64, 128, -1)
+DEFAULT_GROUP_SIZE = 128
 _FIELD_OF = {f"{part}_proj": field for field, parts in FUSED.items() for part in parts}
 
 
@@ -25,6 +26,8 @@ class LoadOptions:
 
     Parameters
     ----------
+    precisions
+        What the sets serve: those asked for, in that order, then the others.
     sets
         Weight sets to make, each once.
     group_size
@@ -39,6 +42,7 @@ class LoadOptions:
         torch.float32 or torch.float64: what "fp32" weights and all arithmetic are in.
     """
 
+    precisions: tuple[str, ...]
     sets: tuple[str, ...]
     group_size: int
     rotated: frozenset[str]
@@ -69,20 +73,38 @@ def parse(
     wanted = [precisions] if isinstance(precisions, str) else list(precisions)
     if not wanted:
         raise UsageError("precisions is empty, expected at least one, such as 'bf16'")
-    sets = tuple(dict.fromkeys(names.set_name(name) for name in wanted))
+    asked = [names.canonical(name) for name in wanted]
+    sets = tuple(dict.fromkeys(names.set_name(name) for name in asked))
     if group_size not in GROUP_SIZES:
         raise UsageError(f"group_size is {group_size!r}, expected one of {', '.join(map(str, GROUP_SIZES))}")
     if dtype not in (None, torch.float32, torch.float64):
         raise UsageError(f"dtype is {dtype}, expected torch.float32 or torch.float64")
-    entries = [_parse_keep(entry, num_layers) for entry in ([keep] if isinstance(keep, str) else keep)]
+    keep = [keep] if isinstance(keep, str) else list(keep)
+    entries = [_parse_keep(entry, num_layers) for entry in keep]
+    matrices = frozenset(entry for entry in entries if entry is not None)
+    _check_effect(f"group_size is {group_size}", group_size != DEFAULT_GROUP_SIZE, ("int4",), sets)
+    _check_effect("rotate is True", rotate is True, ("int4", "mxfp4"), sets)
+    _check_effect(f"keep names {', '.join(map(repr, keep))}", bool(matrices), ("int4", "mxfp4"), sets)
+    _check_effect("keep names 'lm_head'", None in entries, ("mxfp4",), sets)
     return LoadOptions(
+        tuple(dict.fromkeys([*asked, *names.served_by(sets)])),
         sets,
         group_size,
         _rotated(rotate, sets),
-        frozenset(entry for entry in entries if entry is not None),
+        matrices,
         None in entries,
         dtype or torch.float32,
     )
+
+
+def _check_effect(option: str, given: bool, concerned: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Refuse an option about weights of which none are loaded."""
+    if given and not set(sets) & set(concerned):
+        raise UsageError(
+            f"{option}, which is about {' and '.join(concerned)} weights, and those loaded are "
+            f"{', '.join(sets)}",
+            f"Leave it out, or load a precision that reads {' or '.join(concerned)} weights.",
+        )
 
 
 def _rotated(rotate: bool | Iterable[str], sets: tuple[str, ...]) -> frozenset[str]:

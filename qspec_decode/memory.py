@@ -12,6 +12,7 @@ from qspec_decode import config as configs
 from qspec_decode import load_options
 from qspec_decode.config import ModelConfig
 from qspec_decode.load_options import LoadOptions
+from qspec_decode.machine import available_bytes, gb
 from qspec_decode.tensors import layer_shapes
 from qspec_kernels import UsageError
 
@@ -44,10 +45,11 @@ class MemoryEstimate:
 
 
 def memory_estimate(
-    path: str | Path,
+    path: str | Path = "demo",
     precisions: str | Iterable[str] = ("bf16",),
     *,
     group_size: int = 128,
+    rotate: bool | Iterable[str] = False,
     keep: Iterable[str] = (),
     dtype: torch.dtype | None = None,
 ) -> MemoryEstimate:
@@ -60,9 +62,9 @@ def memory_estimate(
     UsageError
         For an option that `load` would refuse.
     """
-    config = configs.from_dir(path)
+    config = configs.from_dir(configs.resolve(path))
     return estimate(
-        config, load_options.parse(precisions, group_size, False, keep, dtype, config.num_hidden_layers)
+        config, load_options.parse(precisions, group_size, rotate, keep, dtype, config.num_hidden_layers)
     )
 
 
@@ -125,22 +127,32 @@ def check_fits(config: ModelConfig, options: LoadOptions) -> None:
     needed = estimate(config, options).peak
     if available is None or needed <= available:
         return
-    alone = {
-        name: estimate(config, replace(options, sets=(name,))).peak for name in ("bf16", "mxfp4", "int4")
-    }
-    fitting = [f"{name} alone ({_gb(size)})" for name, size in alone.items() if size <= available]
+    alone = _alone(config, options)
+    fitting = [f"{name} alone ({gb(size)})" for name, size in alone.items() if size <= available]
     least = min(alone, key=lambda name: alone[name])
     hint = f"These would fit: {', '.join(fitting)}."
     if not fitting:
-        hint = f"Even {least} alone needs {_gb(alone[least])}; take a smaller model or a larger machine."
-    raise UsageError(
-        f"loading {' + '.join(options.sets)} weights needs {_gb(needed)}, {_gb(available)} are available",
-        hint,
+        hint = f"Even {least} alone needs {gb(alone[least])}; take a smaller model or a larger machine."
+    raise UsageError(f"{_loading(options)} needs {gb(needed)}, {gb(available)} are available", hint)
+
+
+def refused(config: ModelConfig, options: LoadOptions) -> UsageError:
+    """The error for memory that `check_fits` found and the system refused, as under `ulimit -v`."""
+    needed = estimate(config, options).peak
+    smaller = [f"{name} alone ({gb(n)})" for name, n in _alone(config, options).items() if n < needed]
+    return UsageError(
+        f"{_loading(options)} needs {gb(needed)}, which the system refused",
+        f"Raise the limit, or load less: {', '.join(smaller) or 'a smaller model'}.",
     )
 
 
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def _loading(options: LoadOptions) -> str:
+    return f"loading {' + '.join(options.sets)} weights"
+
+
+def _alone(config: ModelConfig, options: LoadOptions) -> dict[str, int]:
+    """What loading a single set would take, by its name."""
+    return {name: estimate(config, replace(options, sets=(name,))).peak for name in ("bf16", "mxfp4", "int4")}
 
 
 def give_back() -> None:
@@ -152,45 +164,3 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def available_bytes() -> int | None:
-    """Memory this process may still take: the machine's, or its control group's if that is less."""
-    candidates = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        if "MemAvailable" in fields:
-            candidates.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for limit, usage, cache in _CGROUP_FILES:
-        maximum, current = _number(Path(limit)), _number(Path(usage))
-        if maximum is not None and current is not None:
-            # pages of files can be given back at any time
-            candidates.append(max(0, maximum - current + _inactive_file(Path(cache))))
-    return min(candidates, default=None)
-
-
-_CGROUP_FILES = [
-    tuple(f"/sys/fs/cgroup/{name}" for name in names)
-    for names in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    )
-]
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _inactive_file(path: Path) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    fields = dict(line.split(maxsplit=1) for line in lines)
-    return int(fields.get("total_inactive_file") or fields.get("inactive_file") or 0)

@@ -76,6 +76,7 @@ class Transformer:
         self.dtype = dtype
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_positions
+        self.vocabulary = config.vocabulary
         self.eos_token_ids = config.eos_token_ids
         self.precisions = names.served_by(sets)
         self.device = embedding.device

@@ -9,10 +9,12 @@ and a residual draw would bias the output.
 import secrets
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from qspec_decode import checks
 from qspec_kernels import UsageError
 
 RowSeed = tuple[int, int]
@@ -30,6 +32,50 @@ class Purpose(IntEnum):
     DRAW = 1
 
 
+def parse_seed(seed: Seed) -> int | tuple[RowSeed, ...] | None:
+    """A seed with one pair per row where it is a sequence; the form in which two seeds can be compared.
+
+    Raises
+    ------
+    UsageError
+        What is neither an integer nor a sequence of integers and pairs, or outside 0 .. 2**63 - 1.
+    """
+    if seed is None:
+        return None
+    if checks.as_integer(seed) is not None:
+        return _in_range(seed, seed)
+    entries = checks.plain(seed)
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise _no_seed(seed)
+    return tuple(_parse_row_seed(entry) for entry in entries)
+
+
+def _parse_row_seed(entry: Any) -> RowSeed:
+    if checks.as_integer(entry) is not None:
+        return _in_range(entry, entry), 0
+    pair = checks.plain(entry)
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise _no_seed(entry)
+    return _in_range(pair[0], entry), _in_range(pair[1], entry)
+
+
+def _in_range(part: Any, seed: Any) -> int:
+    """One word of `seed` as an int."""
+    found = checks.as_integer(part)
+    if found is None:
+        raise _no_seed(seed)
+    if not 0 <= found < 1 << 63:
+        raise UsageError(f"seed {seed} is outside 0 .. 2**63 - 1", "Any integer in that range will do.")
+    return found
+
+
+def _no_seed(value: Any) -> UsageError:
+    return UsageError(
+        f"seed is {value!r}; expected an integer, or for every row an integer or a pair of integers",
+        "Leave it out for fresh noise; a result's `seeds` repeat its texts.",
+    )
+
+
 def row_seeds(seed: Seed, batch_size: int) -> list[RowSeed]:
     """One seed pair per row.
 
@@ -40,23 +86,19 @@ def row_seeds(seed: Seed, batch_size: int) -> list[RowSeed]:
     Raises
     ------
     UsageError
-        A sequence whose length is not the batch size, or a seed outside 0 .. 2**63 - 1.
+        A sequence whose length is not the batch size; what `parse_seed` refuses.
     """
-    if seed is None:
-        seed = secrets.randbits(62)
-    if isinstance(seed, int):
-        pairs = [(seed, row) for row in range(batch_size)]
-    else:
-        if len(seed) != batch_size:
-            raise UsageError(
-                f"{len(seed)} seeds were given for {batch_size} rows",
-                "Pass one integer for the whole batch, or one seed per row.",
-            )
-        pairs = [(s, 0) if isinstance(s, int) else (s[0], s[1]) for s in seed]
-    for pair in pairs:
-        if not all(0 <= part < 1 << 63 for part in pair):
-            raise UsageError(f"seed {pair} is outside 0 .. 2**63 - 1")
-    return pairs
+    parsed = parse_seed(seed)
+    if parsed is None:
+        parsed = secrets.randbits(62)
+    if isinstance(parsed, int):
+        return [(parsed, row) for row in range(batch_size)]
+    if len(parsed) != batch_size:
+        raise UsageError(
+            f"{len(parsed)} seeds were given for {batch_size} rows",
+            "Pass one integer for the whole batch, or one seed per row.",
+        )
+    return list(parsed)
 
 
 def uniform(

@@ -21,7 +21,10 @@ class Model(Protocol):
     """A causal language model that can be run in several precisions over one cache.
 
     `vocab_size` is the width of the logits, `max_positions` the longest sequence, `precisions` the
-    names that `forward` accepts, `eos_token_ids` the ids that end a text.
+    names that `forward` accepts, the default of a draft first, `eos_token_ids` the ids that end a text.
+
+    A model may also have `vocabulary`, a digest of its tokenizer's tokens and ids: two models with equal
+    ones can draft for each other even if the widths of their logits differ.
     """
 
     @property

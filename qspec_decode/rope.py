@@ -15,6 +15,8 @@ _REQUIRED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+# read where they are given and not 0
+_OPTIONAL = {"yarn": ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")}
 
 
 def parse(config: dict[str, Any], max_positions: int, where: str) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def parse(config: dict[str, Any], max_positions: int, where: str) -> dict[str, A
     rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
     rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     kind = rope["rope_type"]
-    if kind not in _REQUIRED:
+    if not isinstance(kind, str) or kind not in _REQUIRED:
         raise CheckpointError(
             f"{where}: rope type {kind!r} is not supported, expected one of {list(_REQUIRED)}"
         )
@@ -49,17 +51,28 @@ def parse(config: dict[str, Any], max_positions: int, where: str) -> dict[str, A
         rope["original_max_position_embeddings"] = (
             original or rope.get("original_max_position_embeddings") or max_positions
         )
-    for key in ("rope_theta", *_REQUIRED[kind]):
+    optional = _OPTIONAL.get(kind, ())
+    for key in ("rope_theta", *_REQUIRED[kind], *optional):
         value = rope.get(key)
+        if key in optional and value in (None, 0):
+            continue
         if value is None and key == "factor" and kind == "yarn":
             # the stretch is then said by the two lengths; the other one is checked next
             continue
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        # a base of 1 would turn all dimensions alike
+        above = 1 if key == "rope_theta" else 0
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not above < value < math.inf:
             raise CheckpointError(
-                f"{where}: rope type {kind!r} has {key} = {value!r}, expected a number above 0"
+                f"{where}: rope type {kind!r} has {key} = {value!r}, expected a number above {above}"
             )
     if kind == "yarn" and rope.get("factor") is None:
         rope["factor"] = max_positions / rope["original_max_position_embeddings"]
+    if kind == "llama3" and not rope["low_freq_factor"] < rope["high_freq_factor"]:
+        raise CheckpointError(
+            f"{where}: low_freq_factor is {rope['low_freq_factor']}, "
+            f"expected less than high_freq_factor {rope['high_freq_factor']}"
+        )
     return rope
 
 
@@ -127,7 +140,7 @@ def _yarn(rope: dict[str, Any], wavelengths: Tensor, head_dim: int) -> tuple[Ten
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     scaling = rope.get("attention_factor")
-    if scaling is None:
+    if not scaling:
         mscale, mscale_all = rope.get("mscale"), rope.get("mscale_all_dim")
         scaling = (
             magnitude(float(mscale)) / magnitude(float(mscale_all))

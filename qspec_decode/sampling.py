@@ -1,19 +1,25 @@
 """From logits to a distribution, and from a distribution and one uniform number to a token."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from qspec_decode.noise import Seed
+from qspec_decode import checks
+from qspec_decode.noise import Seed, parse_seed
 from qspec_kernels import QSpecError, UsageError
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen and when a row ends. Names follow transformers and vLLM.
+
+    Greedy unless told otherwise: the sampling options of a checkpoint's `generation_config.json` are not
+    used. Values are kept in one form: Python numbers, a sequence of seeds as pairs, ids as a tuple.
 
     Parameters
     ----------
@@ -33,7 +39,7 @@ class SamplingParams:
     Raises
     ------
     UsageError
-        A value outside its range.
+        A value of another type or outside its range.
     """
 
     temperature: float = 0.0
@@ -41,25 +47,54 @@ class SamplingParams:
     top_p: float = 1.0
     seed: Seed = None
     max_new_tokens: int = 128
-    eos_token_id: int | tuple[int, ...] | None = None
+    eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        temperature, top_p = checks.as_number(self.temperature), checks.as_number(self.top_p)
+        if temperature is None or not 0 <= temperature < math.inf:
             raise UsageError(
-                f"temperature is {self.temperature}; expected a finite number >= 0",
+                f"temperature is {self.temperature!r}; expected a finite number >= 0",
                 "0 decodes greedily, 1 samples from the model's own distribution.",
             )
-        if self.top_k < 0:
-            raise UsageError(f"top_k is {self.top_k}; expected an integer >= 0", "0 keeps every token.")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; expected 0 < top_p <= 1", "1 keeps every token.")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        if top_p is None or not 0 < top_p <= 1:
+            raise UsageError(
+                f"top_p is {self.top_p!r}; expected a number, 0 < top_p <= 1", "1 keeps every token."
+            )
+        values = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": checks.integer("top_k", self.top_k, 0, "0 keeps every token."),
+            "max_new_tokens": checks.integer(
+                "max_new_tokens",
+                self.max_new_tokens,
+                1,
+                "It counts the tokens behind the prompt, row by row.",
+            ),
+            "seed": parse_seed(self.seed),
+            "eos_token_id": _token_ids(self.eos_token_id),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
         """True at temperature 0."""
         return self.temperature == 0
+
+
+def _token_ids(given: Any) -> tuple[int, ...] | None:
+    """`eos_token_id` as ascending ids; whether they are in the vocabulary is for the model to say."""
+    if given is None:
+        return None
+    entries = checks.plain(given)
+    entries = entries if isinstance(entries, (list, tuple, set, frozenset)) else [entries]
+    ids = [checks.as_integer(entry) for entry in entries]
+    if None in ids:
+        raise UsageError(
+            f"eos_token_id is {given!r}; expected a token id or several",
+            "None stands for the model's own, () for none at all.",
+        )
+    return tuple(sorted({i for i in ids if i is not None}))
 
 
 def most_probable(logits: Float[Tensor, "*n vocab"]) -> Int64[Tensor, "*n"]:
@@ -96,7 +131,8 @@ def probabilities(logits: Float[Tensor, "*n vocab"], params: SamplingParams) -> 
     # the maximum is taken out first: at a tiny temperature the quotient would overflow
     highest = logits.amax(-1, keepdim=True)
     _check_finite(highest)
-    scaled = (logits - highest) / params.temperature
+    # and one that rounds to zero would divide zero by zero
+    scaled = (logits - highest) / max(params.temperature, torch.finfo(logits.dtype).tiny)
     if 0 < params.top_k < logits.shape[-1]:
         kth = scaled.topk(params.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < kth, -torch.inf)

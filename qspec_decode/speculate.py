@@ -33,7 +33,7 @@ def speculate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: Seed = None,
-    eos_token_id: int | tuple[int, ...] | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     num_speculative_tokens: int | Sequence[int] | None = None,
 ) -> DecodingOutput:
     """Decode with drafts: the target's own text, sooner.
@@ -50,7 +50,8 @@ def speculate(
         The precision whose output is wanted.
     draft
         One draft level or a list from the one next to the target downward: a precision of the same
-        weights ("mxfp4", "mxfp4a16", "w4a8", "w4a4", ...), "ngram", or another loaded model.
+        weights ("mxfp4", "mxfp4a16", "w4a8", "w4a4", ...), "ngram", or another loaded model with the
+        same tokenizer. "auto" is the default for the target and stands alone.
         `target="w4a16", draft="w4a4"` is QSpec, `target="bf16", draft=["mxfp4", small]` ML-SpecQD.
     sampling, config
         How tokens are chosen, and how many are drafted; the keyword options set single fields of them.
@@ -77,12 +78,13 @@ def speculate(
     precision = request.loaded_precision(model, target)
     drafts = ladder.as_list(draft, precision)
     prompts = request.prompts(model, input_ids, attention_mask)
+    eos = request.eos_ids(model, params)
     pairs = row_seeds(params.seed, len(prompts))
 
     capacity = min(max(map(len, prompts)) + params.max_new_tokens, model.max_positions)
     run = Run(TokenBuffer(prompts, capacity), torch.tensor(pairs), params)
     top = ladder.build(run, model, precision, drafts, config)
-    rows = _Rows(prompts, params.max_new_tokens, model.max_positions, request.eos_ids(model, params))
+    rows = _Rows(prompts, params.max_new_tokens, model.max_positions, eos)
 
     began = time.perf_counter()
     # one token without a draft: its forward pass is the prefill

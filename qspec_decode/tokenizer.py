@@ -70,7 +70,8 @@ class Tokenizer:
         Raises
         ------
         UsageError
-            When the checkpoint has no template, or jinja2 is not installed.
+            When the checkpoint has no template, or one that fails on or refuses these messages, or jinja2
+            is not installed.
         """
         if self.template is None:
             raise UsageError("the checkpoint has no chat template", "Pass the prompt as plain text.")

@@ -3,6 +3,7 @@ each other's company. Importing registers the ops and touches neither the machin
 
 from qspec_kernels import formats as formats
 from qspec_kernels import nn as nn
+from qspec_kernels.dispatch import cpu_field as cpu_field
 from qspec_kernels.dispatch import explain as explain
 from qspec_kernels.dispatch import isa as isa
 from qspec_kernels.dispatch import to_device_layout as to_device_layout

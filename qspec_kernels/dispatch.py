@@ -86,6 +86,11 @@ def isa() -> str:
     return "torch" if _cpp_refusal() else _cpp_library().isa()
 
 
+def cpu_field(name: str) -> str:
+    """A field of the first CPU, such as "flags", as /proc/cpuinfo has it; empty where there is none."""
+    return _cpp_library().cpu_field(name)
+
+
 def to_device_layout(packed: PackedWeight, device: torch.device | str | None = None) -> PackedWeight:
     """The same weight on `device` (its own by default), in the byte order that the device's kernels read."""
     packed = packed if device is None else packed.to(device)

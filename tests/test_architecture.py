@@ -16,14 +16,17 @@ MANY_ARGUMENTS = {"generate", "speculate"}
 
 # who may import whom inside qspec_decode: a module sees its own row and the rows above it
 DECODE_LAYERS = [
-    {"noise", "stats", "precision", "protocol", "replay", "cache", "config", "rope", "progress", "tensors"},
-    {"sampling", "tokens", "output", "weights", "tokenizer", "chat", "checkpoint", "memory", "load_options"},
-    {"accept", "proposal", "request", "model"},
-    {"prepare", "ngram", "levels"},
-    {"load", "ladder"},
-    {"generate", "speculate"},
-    {"demo", "bench", "streaming", "doctor"},
-    {"commands", "cli", "integrations"},
+    set(row.split())
+    for row in (
+        "noise stats precision protocol replay cache config rope progress tensors machine checks",
+        "sampling sibling tokens output weights tokenizer chat checkpoint memory load_options",
+        "accept proposal request model",
+        "prepare ngram levels",
+        "load ladder",
+        "generate speculate",
+        "demo bench streaming doctor",
+        "commands cli integrations",
+    )
 ]
 
 

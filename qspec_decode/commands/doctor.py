@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qspec_decode.commands.outcome import note, print_json
+from qspec_decode.machine import gb
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,18 +52,18 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     isa, asked = report["library"]["isa"], report["library"]["QSPEC_CPU_ISA"]
     why = "the ops say why there are no native kernels" if isa == "torch" else "the best that this CPU runs"
     why = f"QSPEC_CPU_ISA={asked}" if asked else why
-    gpus = [f"{d['name']}, {d['capability']}, {_gb(d['total_bytes'])}" for d in report["gpu"]["devices"]]
+    gpus = [f"{d['name']}, {d['capability']}, {gb(d['total_bytes'])}" for d in report["gpu"]["devices"]]
     lines = [
         ("versions", ", ".join(f"{name} {v or 'not installed'}" for name, v in report["versions"].items())),
         ("platform", report["platform"]),
         ("cpu", cpu["model"] or "unknown"),
         ("cpu flags", " ".join(cpu["flags"]) or "none that a kernel asks for"),
         ("usable cpus", f"{usable['count']} ({limits}); torch uses {report['threads']} threads"),
-        ("memory", f"{_gb(size['total_bytes'])}, {_gb(size['available_bytes'])} available"),
+        ("memory", f"{gb(size['total_bytes'])}, {gb(size['available_bytes'])} available"),
         (
             "read bandwidth",
             f"{bandwidth['bytes_per_second'] / 1e9:.1f} GB/s with {bandwidth['threads']} threads "
-            f"({bandwidth['how']} of {bandwidth['passes']} over {_gb(bandwidth['bytes'])})",
+            f"({bandwidth['how']} of {bandwidth['passes']} over {gb(bandwidth['bytes'])})",
         ),
         (
             "gpu",
@@ -71,7 +72,3 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("library", f"{isa} ({why})"),
     ]
     return lines + [("ops" if i == 0 else "", line) for i, line in enumerate(report["ops"].values())]
-
-
-def _gb(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 1e9:.1f} GB"

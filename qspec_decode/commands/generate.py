@@ -51,7 +51,8 @@ def generate(
         typer.Option(
             metavar="LEVEL",
             help="What drafts, from the level next to the target downward: a precision (mxfp4, w4a8, w4a4, "
-            "...), ngram, small (the demo's sibling) or a checkpoint directory. Repeat for a deeper ladder. "
+            "...), ngram, small (the demo's sibling) or the directory of a checkpoint with the same "
+            "tokenizer. Repeat for a deeper ladder. "
             "Otherwise w4a8 under a 4-bit target, mxfp4 under a 16-bit one.",
             rich_help_panel=LADDER,
         ),
@@ -68,7 +69,12 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens per prompt at most.")] = 128,
     temperature: Annotated[
-        float, typer.Option(metavar="T", help="0 is greedy.", rich_help_panel=SAMPLING)
+        float,
+        typer.Option(
+            metavar="T",
+            help="0, the default, is greedy; the checkpoint's generation_config.json is not asked.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = 0.0,
     top_k: Annotated[
         int | None,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import cast
 
 from qspec_decode import config as configs
-from qspec_decode import ladder, load
+from qspec_decode import ladder, load, sibling
 from qspec_decode.commands.prompts import PromptReader, parse_ids, read_text
 from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
-from qspec_decode.load import resolve
+from qspec_decode.load_options import DEFAULT_GROUP_SIZE
 from qspec_decode.model import Transformer
 from qspec_decode.noise import RowSeed
 from qspec_decode.precision import ALIASES, canonical, set_name
@@ -62,7 +62,7 @@ class Plan:
     def load(self) -> tuple[Transformer, list[Draft]]:
         """The model, and every draft as `speculate` takes it."""
         options = self.options
-        group_size = 128 if options.group_size is None else options.group_size
+        group_size = DEFAULT_GROUP_SIZE if options.group_size is None else options.group_size
         model = load(options.model, self.precisions, group_size=group_size, rotate=options.rotate)
         drafts: list[Draft] = [
             draft if isinstance(draft, str) else DraftModel(load(draft, ("bf16",)), name=name)
@@ -83,7 +83,8 @@ def plan(
     Raises
     ------
     UsageError
-        Options that contradict each other or are out of range, prompts that cannot be decoded.
+        Options that contradict each other or are out of range, drafts with another tokenizer, prompts
+        that cannot be decoded.
     CheckpointError
         A directory that is no checkpoint.
     """
@@ -99,10 +100,10 @@ def plan(
     own = [draft for draft in drafts if isinstance(draft, str) and draft != "ngram"]
     precisions = tuple(dict.fromkeys(canonical(name) for name in (options.target, *own)))
     _check_weights(options, precisions)
-    shape = configs.from_dir(resolve(options.model))
+    shape = configs.from_dir(configs.resolve(options.model))
     for draft, name in zip(drafts, names, strict=True):
         if isinstance(draft, Path):
-            _check_vocabulary(shape.vocab_size, configs.from_dir(resolve(draft)).vocab_size, name)
+            sibling.check_same_tokens(shape, configs.from_dir(configs.resolve(draft)), name)
     reader = PromptReader(options.model, shape, options.chat)
     if batch is not None:
         input_ids = reader.batch(batch)
@@ -156,11 +157,14 @@ def _drafts(options: Options) -> tuple[list[str | Path], list[str]]:
     drafts: list[str | Path] = []
     for depth, name in enumerate(names):
         if name == "ngram" and depth < len(names) - 1:
-            raise UsageError("ngram drafts from the tokens alone and must be the last --draft")
+            raise UsageError(
+                f"ngram is --draft {depth + 1} of {len(names)}; expected it as the last",
+                "It drafts from the tokens alone, so nothing can draft for it.",
+            )
         if name == "small" and options.model != "demo":
             raise UsageError(
                 "small is the sibling of the demo model",
-                f"For {options.model} name the directory of a smaller model with its vocabulary.",
+                f"For {options.model} name the directory of a smaller model with its tokenizer.",
             )
         if name == "ngram" or name in PRECISIONS or name in ALIASES:
             drafts.append(name)
@@ -190,12 +194,4 @@ def _check_weights(options: Options, precisions: tuple[str, ...]) -> None:
         raise UsageError(
             f"--rotate is about 4-bit weights, and {named} has none",
             "Leave it out, or choose a 4-bit target or draft.",
-        )
-
-
-def _check_vocabulary(target: int, draft: int, name: str) -> None:
-    if target != draft:
-        raise UsageError(
-            f"the draft {name!r} has a vocabulary of {draft} tokens, the target one of {target}",
-            "A draft model needs the target's tokenizer.",
         )

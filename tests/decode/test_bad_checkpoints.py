@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qspec_decode import memory
+from qspec_decode import memory, prepare
 from qspec_decode.load import load, load_tokenizer
 from qspec_kernels import CheckpointError, UsageError
 
@@ -161,6 +161,11 @@ def test_a_checkpoint_without_a_tokenizer(directory: Path) -> None:
         ({"keep": ("layers.2",)}, r"keep names 'layers.2'.*'layers.1'"),
         ({"keep": ("embed",)}, "keep names 'embed'"),
         ({"dtype": torch.float16}, "dtype is torch.float16"),
+        ({"group_size": 64}, "group_size is 64, which is about int4 weights, and those loaded are bf16"),
+        ({"precisions": "mxfp4", "group_size": -1}, "group_size is -1, .* those loaded are mxfp4"),
+        ({"rotate": True}, "rotate is True, which is about int4 and mxfp4 weights"),
+        ({"keep": ("layers.0", "down_proj")}, "keep names 'layers.0', 'down_proj', which is about int4 and"),
+        ({"precisions": "w4a8", "keep": "lm_head"}, "keep names 'lm_head', which is about mxfp4 weights"),
     ],
 )
 def test_options_that_cannot_be_served(directory: Path, options: dict[str, Any], message: str) -> None:
@@ -181,3 +186,25 @@ def test_a_model_that_does_not_fit_says_what_would(directory: Path, monkeypatch:
     assert "Even int4 alone needs" in error.value.hint
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
     assert load(directory).precisions == ("bf16",)
+
+
+def test_memory_that_the_system_refuses_is_the_same_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        # larger than any address space
+        torch.empty(1 << 62, dtype=torch.uint8)
+
+    monkeypatch.setattr(prepare, "quantise", refuse)
+    with pytest.raises(
+        UsageError, match=r"loading mxfp4 weights needs .*, which the system refused"
+    ) as error:
+        load(directory, "mxfp4")
+    assert "int4 alone" in error.value.hint
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("another matter")
+
+    monkeypatch.setattr(prepare, "quantise", fail)
+    with pytest.raises(RuntimeError, match="another matter"):
+        load(directory, "mxfp4")

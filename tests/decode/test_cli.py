@@ -52,7 +52,7 @@ def test_the_demo_measures_every_ladder_greedy_and_sampled(shown: dict[str, Any]
         assert r["tokens_per_second"] > 0
         assert r["baseline_tokens_per_second"] > 0
         assert r["speedup_quartiles"][0] <= r["speedup"] <= r["speedup_quartiles"][1]
-        assert r["prediction"]["speedup"] > 0
+        assert r["bound"] > 0
         assert r["reference"] == r["target"]
         assert not r["of_record"]
         assert "2 of the 16 prompts" in r["not_of_record_because"]
@@ -75,9 +75,9 @@ def test_the_demo_widens_and_prints_tables(monkeypatch: pytest.MonkeyPatch) -> N
         assert result.stdout.count(" <- ".join([target, *draft])) >= 2
     assert "widened to 0.5b" in result.stdout
     assert "NO" not in result.stdout
-    assert "class async_chat" in result.stdout
+    assert "def collect_incoming_data" in result.stdout
     assert "\x1b" not in result.stdout
-    assert "loading" in result.stderr
+    assert result.stderr == "", "what is being done is said on terminals alone"
 
 
 def test_generate_compares_with_plain_decoding(bundle: Path) -> None:
@@ -92,6 +92,17 @@ def test_generate_compares_with_plain_decoding(bundle: Path) -> None:
     assert found["draft"] == ["mxfp4", "ngram"]
     assert found["num_speculative_tokens"] == [4, 2]
     assert [level["name"] for level in found["levels"]] == ["mxfp4a8", "ngram"]
+
+
+def test_a_sibling_whose_table_is_padded_to_another_length_drafts(bundle: Path) -> None:
+    common = ("--prompt", "def f(x):", "--max-new-tokens", "16", "--compare", "--json")
+    padded = document(run("generate", "demo", "--draft", str(bundle / "other"), *common))
+    assert padded["lossless_equal"] is True
+    assert padded["draft"] == ["other"]
+    # the other way round the target is the one that is padded
+    shorter = document(run("generate", str(bundle / "other"), "--draft", str(bundle / "small"), *common))
+    assert shorter["lossless_equal"] is True
+    assert shorter["levels"][0]["num_draft_tokens"] > 0
 
 
 def test_generate_without_compare_has_null_baseline_fields() -> None:

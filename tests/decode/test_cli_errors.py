@@ -1,6 +1,7 @@
 """Bad input of `qspec`: what is said about it, and exit status 2."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,6 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown-draft": (("generate", "demo", *PROMPT, "--draft", "w2a2"), "w2a2"),
     "ngram-not-last": (("generate", "demo", *PROMPT, "--draft", "ngram", "--draft", "mxfp4"), "ngram"),
     "small-of-another": (("generate", "BUNDLE/target", *PROMPT, "--draft", "small"), "sibling"),
-    "other-vocabulary": (("generate", "demo", *PROMPT, "--draft", "BUNDLE/other"), "601"),
     "k-zero": (("generate", "demo", *PROMPT, "-K", "0"), "num_speculative_tokens is 0"),
     "k-count": (("generate", "demo", *PROMPT, "-K", "1", "-K", "2"), "2 times for 1"),
     "no-tokens": (("generate", "demo", *PROMPT, "--max-new-tokens", "0"), "max_new_tokens is 0"),
@@ -95,6 +95,34 @@ def test_a_batch_without_prompts_is_refused(tmp_path: Path) -> None:
     result = run("generate", "demo", "--batch", str(tmp_path / "empty.jsonl"), "--json")
     assert result.exit_code == 2
     assert "holds no prompts" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_a_draft_with_another_tokenizer_is_refused_before_anything_is_loaded(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of the same length is none of the same tokens."""
+    from qspec_decode.commands import plan
+
+    monkeypatch.delattr(plan, "load")
+    renamed = tmp_path / "renamed"
+    shutil.copytree(bundle / "small", renamed)
+    content = json.loads((renamed / "tokenizer.json").read_text())
+    first, second, *rest = content["model"]["vocab"].items()
+    content["model"]["vocab"] = dict([(first[0], second[1]), (second[0], first[1]), *rest])
+    (renamed / "tokenizer.json").write_text(json.dumps(content))
+    result = run("generate", "demo", *PROMPT, "--draft", str(renamed), "--json")
+    assert result.exit_code == 2, (result.stdout, result.stderr)
+    assert "'renamed' has another tokenizer than the target" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_a_draft_without_a_tokenizer_is_known_by_its_length(bundle: Path, tmp_path: Path) -> None:
+    for name in ("small", "other"):
+        shutil.copytree(bundle / name, tmp_path / name, ignore=shutil.ignore_patterns("tokenizer.json"))
+    common = ("generate", "demo", *PROMPT, "--max-new-tokens", "3", "--json", "--draft")
+    assert run(*common, str(tmp_path / "small")).exit_code == 0
+    refused = run(*common, str(tmp_path / "other"))
+    assert refused.exit_code == 2
+    assert "'other' has 601 tokens, the target 600" in json.loads(refused.stdout)["error"]["message"]
 
 
 def test_damaged_checkpoints_are_refused(bundle: Path, tmp_path: Path) -> None:

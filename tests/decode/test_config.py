@@ -1,6 +1,7 @@
 """What config.json says, in the words of old and of new versions of transformers."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,66 @@ def test_absent_values_have_the_defaults_of_the_family(tmp_path: Path) -> None:
 def test_a_bad_size_is_named(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=f"{key} is "):
         configs.from_dir(write(tmp_path, **{key: value}))
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not supported"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x', expected a number above 0"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0, expected a number above 0"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', expected true or false"),
+        ({"attention_bias": 1}, "attention_bias is 1, expected true or false"),
+        ({"eos_token_id": "a"}, "config.json: eos_token_id is 'a', expected a token id or a list"),
+        ({"eos_token_id": [2, None]}, r"eos_token_id is \[2, None\], expected a token id"),
+        ({"model_type": "qwen2", "use_sliding_window": "yes"}, "use_sliding_window is 'yes'"),
+        ({"model_type": "mistral", "sliding_window": True}, "sliding_window is True"),
+        ({"model_type": "qwen2", "max_window_layers": "all"}, "max_window_layers is 'all'"),
+        ({"model_type": "qwen2", "layer_types": "full"}, "layer_types is 'full', expected a list"),
+        ({"model_type": "qwen2", "layer_types": [["full_attention"]] * 4}, "layer_types has 4"),
+        ({"rope_scaling": [1]}, r"rope parameters are \[1\], expected an object"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, r"rope type \['yarn'\] is not supported"),
+        ({"rope_theta": "1e4"}, "rope_theta = '1e4', expected a number above 1"),
+        ({"rope_scaling": {"rope_type": "yarn", "beta_fast": "x"}}, "beta_fast = 'x'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": math.inf}}, "factor = inf"),
+        ({"rope_scaling": LLAMA3}, "low_freq_factor is 4, expected less than high_freq_factor 4"),
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        configs.from_dir(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("generation_config.json", {"eos_token_id": "a"}, "eos_token_id is 'a', expected a token id"),
+        ("tokenizer.json", {}, "model: vocab is None, expected an object of tokens and ids"),
+        ("tokenizer.json", {"model": {"vocab": {"a": "0"}}}, "vocab is {'a': '0'}, expected"),
+        ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": 3}, "added_tokens is 3, expected a list"),
+        ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": [{"content": "a"}]}, "objects with ids"),
+    ],
+)
+def test_a_bad_value_of_another_file_is_named_with_it(
+    tmp_path: Path, file: str, content: dict[str, Any], message: str
+) -> None:
+    write(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message) as error:
+        configs.from_dir(tmp_path)
+    assert file in error.value.message
+
+
+def test_null_is_as_good_as_absent(tmp_path: Path) -> None:
+    nothing = {"rms_norm_eps": None, "attention_bias": None, "eos_token_id": None, "layer_types": None}
+    write(tmp_path, **nothing, rope_scaling=None)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": [["a", 0.0]]}, "added_tokens": null}')
+    config = configs.from_dir(tmp_path)
+    assert (config.rms_norm_eps, config.o_bias, config.eos_token_ids) == (1e-6, False, ())
+    assert config.num_real_tokens == 1
 
 
 @pytest.mark.parametrize(
@@ -124,15 +185,10 @@ def test_windows_are_per_layer(tmp_path: Path) -> None:
 
 
 def test_generation_config_wins_over_config(tmp_path: Path) -> None:
-    write(tmp_path, eos_token_id=2, bos_token_id=1)
+    write(tmp_path, eos_token_id=2)
     assert configs.from_dir(tmp_path).eos_token_ids == (2,)
-    (tmp_path / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": [5, 6], "temperature": 0.6, "top_p": 0.9, "do_sample": True})
-    )
-    config = configs.from_dir(tmp_path)
-    assert config.eos_token_ids == (5, 6)
-    assert config.bos_token_id == 1
-    assert config.sampling_defaults == {"temperature": 0.6, "top_p": 0.9, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6], "temperature": 0.6}))
+    assert configs.from_dir(tmp_path).eos_token_ids == (5, 6)
 
 
 def test_ids_behind_the_last_token_are_padding(tmp_path: Path) -> None:
@@ -140,3 +196,21 @@ def test_ids_behind_the_last_token_are_padding(tmp_path: Path) -> None:
     tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 60, "content": "<x>"}]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert configs.from_dir(tmp_path).num_real_tokens == 61
+
+
+def test_the_digest_of_the_vocabulary_tells_tokenizers_apart(tmp_path: Path) -> None:
+    def digest(vocab: Any, *added: str) -> str | None:
+        tokens = [{"id": 90 + index, "content": content} for index, content in enumerate(added)]
+        (tmp_path / "tokenizer.json").write_text(
+            json.dumps({"model": {"vocab": vocab}, "added_tokens": tokens})
+        )
+        return configs.from_dir(tmp_path).vocabulary
+
+    write(tmp_path)
+    assert configs.from_dir(tmp_path).vocabulary is None
+    same = digest({"a": 0, "b": 1})
+    assert same == digest({"b": 1, "a": 0}, "<x>")
+    unigram = digest([["a", 0.0], ["b", -1.0]])
+    assert unigram == digest([["a", 0.0], ["b", -1.0]], "<y>")
+    others = {digest(vocab) for vocab in ({"a": 1, "b": 0}, {"a": 0, "c": 1}, [["b", -1.0], ["a", 0.0]])}
+    assert len({same, unigram} | others) == 5

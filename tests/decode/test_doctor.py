@@ -7,11 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from qspec_decode import doctor
+import qspec_kernels
+from qspec_decode import doctor, machine
 from qspec_decode.cli import app
 
 
-def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
+def make_machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
     """A root directory with a process's control groups and their files."""
     for name, text in {"proc/self/cgroup": cgroup, **files}.items():
         path = root / name
@@ -52,7 +53,7 @@ def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
 def test_control_groups_limit_the_usable_cpus(
     tmp_path: Path, cgroup: str, files: dict[str, str], quota: float | None
 ) -> None:
-    found = doctor.usable_cpus(machine(tmp_path, cgroup, files))
+    found = machine.usable_cpus(make_machine(tmp_path, cgroup, files))
     assert found["cgroup_quota"] == quota
     if quota is not None and quota <= 1:
         assert found["count"] == 1
@@ -60,17 +61,60 @@ def test_control_groups_limit_the_usable_cpus(
 
 
 def test_a_machine_without_these_files_has_its_cpus(tmp_path: Path) -> None:
-    found = doctor.usable_cpus(tmp_path)
+    found = machine.usable_cpus(tmp_path)
     assert found["cgroup_quota"] is None
     assert found["count"] == min(found["online"], found["affinity"])
+    assert machine.total_bytes(tmp_path) is None
+    assert machine.available_bytes(tmp_path) is None
 
 
-def test_only_flags_that_kernels_ask_for_are_listed(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 fma amx_tile\n\nflags\t: avx512f\n")
-    assert doctor.cpu_flags(cpuinfo) == ["avx2", "fma", "amx_tile"]
-    assert doctor.cpu_field("model name", cpuinfo) == "Some CPU"
-    assert doctor.cpu_flags(tmp_path / "none") == []
+MEMINFO = {"proc/meminfo": "MemTotal:  9 kB\nMemAvailable:  8 kB\nHugePages_Total:  0"}
+NESTED = {
+    f"sys/fs/cgroup/{path}": text
+    for path, text in {
+        "memory.stat": "anon 9",
+        "a/memory.max": "5000",
+        "a/memory.current": "2000",
+        "a/memory.stat": "anon 1500\ninactive_file 300",
+        "a/b/memory.max": "max",
+        "a/b/memory.current": "1000",
+        "a/b/c/memory.max": "7000",
+        "a/b/c/memory.current": "500",
+    }.items()
+}
+VERSION_1 = {
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": "9000",
+    "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "4000",
+    "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "4100",
+    "sys/fs/cgroup/memory/x/memory.stat": "inactive_file 1\ntotal_inactive_file 600",
+}
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "available"),
+    [
+        ("0::/", {}, 8192),
+        # an outer group's limit holds for the inner ones, and files read through it can be dropped
+        ("0::/a/b/c", NESTED, 3300),
+        ("0::/a/b/c", NESTED | {"sys/fs/cgroup/a/b/c/memory.max": "3000"}, 2500),
+        ("0::/docker/0123", {"sys/fs/cgroup/memory.max": "900", "sys/fs/cgroup/memory.current": "1"}, 899),
+        ("4:memory:/x", VERSION_1, 500),
+        ("4:memory:/x", VERSION_1 | {"sys/fs/cgroup/memory/x/memory.stat": ""}, 0),
+        ("4:cpu:/x", VERSION_1, 8192),
+    ],
+)
+def test_available_memory_is_the_least_of_all_limits(
+    tmp_path: Path, cgroup: str, files: dict[str, str], available: int
+) -> None:
+    root = make_machine(tmp_path, cgroup, MEMINFO | files)
+    assert machine.available_bytes(root) == available
+    assert machine.total_bytes(root) == 9 * 1024
+
+
+def test_only_flags_that_kernels_ask_for_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qspec_kernels, "cpu_field", lambda name: "fpu avx2 fma amx_tile")
+    assert doctor.cpu_flags() == ["avx2", "fma", "amx_tile"]
 
 
 def test_measuring_the_bandwidth_leaves_the_threads_alone() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qspec_decode import precision as names
 from qspec_decode.load import load
 from qspec_decode.model import Transformer
 from tests.decode.conftest import FAMILIES
@@ -117,7 +118,8 @@ def test_half_checkpoints_load(family: Family, tmp_path: Path, dtype: torch.dtyp
 @pytest.mark.parametrize("precision", ["bf16", "w4a16", "w4a8", "w4a4", "mxfp4a16", "mxfp4a8"])
 def test_low_precision_stays_near_full_precision(family: Family, precision: str) -> None:
     directory, _ = family("llama")
-    model = load(directory, ("fp32", precision), group_size=32)
+    options = {"group_size": 32} if precision.startswith("w4") else {}
+    model = load(directory, ("fp32", precision), **options)
     exact, found = (prefill(model, PROMPT, p) for p in ("fp32", precision))
     similarity = torch.nn.functional.cosine_similarity(exact, found, dim=-1).mean()
     floor = {"bf16": 0.999, "w4a4": 0.7}.get(precision, 0.9)
@@ -135,7 +137,7 @@ def test_a_precision_does_not_depend_on_the_others_loaded(family: Family, precis
 def test_sets_share_what_they_can(family: Family) -> None:
     directory, _ = family("qwen3")
     model = load(directory, ("bf16", "w4a16", "w4a4", "mxfp4"))
-    assert model.precisions == ("bf16", "w4a16", "w4a8", "w4a4", "mxfp4a16", "mxfp4a8")
+    assert model.precisions == ("bf16", "w4a16", "w4a4", "mxfp4a8", "w4a8", "mxfp4a16")
     assert set(model.sets) == {"bf16", "int4", "mxfp4"}
     heads = [weights.head for weights in model.sets.values()]
     assert all(head is model.embedding for head in heads)
@@ -168,8 +170,21 @@ def test_rotation_is_of_the_quantised_sets_unless_named(family: Family) -> None:
     assert {name for name, weights in named.sets.items() if weights.rotated} == {"int4"}
 
 
+@pytest.mark.parametrize(
+    ("asked", "first"), [("mxfp4", "mxfp4a8"), (("w4a8", "bf16"), "w4a8"), (("bf16", "w4a8"), "bf16")]
+)
+def test_precisions_are_in_the_order_asked_for(
+    family: Family, asked: str | tuple[str, ...], first: str
+) -> None:
+    model = load(family("llama")[0], asked)
+    assert model.precisions[0] == first
+    assert set(model.precisions) == set(names.served_by(model.sets))
+
+
 def test_bundled_names_resolve() -> None:
     model = load("demo", "bf16")
     assert model.config.hidden_size == 256
     assert model.vocab_size == 4096
-    assert load("demo-small", "bf16").vocab_size == 4096
+    small = load("demo-small", "bf16")
+    assert small.vocab_size == 4096
+    assert small.config.vocabulary == model.config.vocabulary is not None

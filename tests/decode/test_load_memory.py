@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from qspec_decode import config as configs
-from qspec_decode import memory, tensors
+from qspec_decode import machine, memory, tensors
+from qspec_decode.cache import KVCache
 from qspec_decode.load import load
 from qspec_decode.weights import weight_bytes
+from qspec_kernels import UsageError
 
 Family = Callable[[str], tuple[Path, Any]]
 
@@ -97,7 +99,7 @@ def test_the_peak_is_below_1_3_times_the_model(
         timeout=120,
     )
     measured = json.loads(done.stdout)
-    estimate = memory.memory_estimate(large, options["precisions"])
+    estimate = memory.memory_estimate(large, **options)
     assert measured["after"] > 0.95 * estimate.total
     assert measured["peak"] < 1.3 * estimate.total
     assert measured["peak"] < estimate.peak
@@ -111,25 +113,52 @@ def test_the_estimate_is_what_a_load_takes(
     family: Family, name: str, precisions: str | tuple[str, ...]
 ) -> None:
     directory, _ = family(name)
-    model = load(directory, precisions, group_size=32, keep="layers.0.down_proj")
+    options: dict[str, Any] = {} if precisions in ("fp32", "bf16") else {"keep": "layers.0.down_proj"}
+    options |= {"group_size": 32} if "w4a8" in precisions else {}
+    model = load(directory, precisions, **options)
     matrices = [model.embedding]
     for weights in model.sets.values():
         matrices += [w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
         matrices += [w for w in (weights.head, weights.draft_head) if w is not None]
     taken = sum(weight_bytes(w) for w in {id(w): w for w in matrices}.values())
-    estimate = memory.memory_estimate(directory, precisions, group_size=32, keep="layers.0.down_proj")
+    estimate = memory.memory_estimate(directory, precisions, **options)
     # byte orders of a device pad rows to whole tiles, which is a lot for matrices this small
     assert estimate.total <= taken <= 1.2 * estimate.total
 
 
-def test_available_memory_is_the_least_of_all_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    free = memory.available_bytes()
-    assert free is None or free > 0
-    (tmp_path / "max").write_text("5000\n")
-    (tmp_path / "current").write_text("2000\n")
-    (tmp_path / "stat").write_text("anon 1500\ninactive_file 300\n")
-    files = tuple(str(tmp_path / name) for name in ("max", "current", "stat"))
-    monkeypatch.setattr(memory, "_CGROUP_FILES", [files])
-    assert memory.available_bytes() == 3300
-    (tmp_path / "max").write_text("max\n")
-    assert memory.available_bytes() != 3300
+def test_the_estimate_takes_the_arguments_of_load() -> None:
+    plain = memory.memory_estimate("demo", "mxfp4")
+    assert plain.total == memory.memory_estimate(configs.resolve("demo"), "mxfp4").total
+    assert memory.memory_estimate("demo", "mxfp4", rotate=True).peak > plain.peak
+    with pytest.raises(UsageError, match="rotate is True"):
+        memory.memory_estimate("demo", "bf16", rotate=True)
+
+
+def cache(batch: int = 4, capacity: int = 100) -> KVCache:
+    """800 bytes a position, 80 kB a row."""
+    return KVCache(5, batch, 2, capacity, 20, torch.bfloat16)
+
+
+def test_a_cache_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache().num_bytes == 4 * 100 * 800
+    monkeypatch.setattr(machine, "available_bytes", lambda: 4 * 100 * 800)
+    assert cache().batch == 4
+    monkeypatch.setattr(machine, "available_bytes", lambda: 4 * 100 * 800 - 1)
+    with pytest.raises(UsageError, match=r"KV cache of 4 sequences x 100 positions needs 0.0 GB") as error:
+        cache()
+    assert "These would fit: 3 such sequences, or 99 positions each." in error.value.hint
+    assert "max_new_tokens" in error.value.hint
+    monkeypatch.setattr(machine, "available_bytes", lambda: 50 * 800)
+    with pytest.raises(UsageError, match="are available") as error:
+        cache()
+    assert "These would fit: 12 positions each." in error.value.hint
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1)
+    with pytest.raises(UsageError, match="are available") as error:
+        cache()
+    assert "would fit" not in error.value.hint
+
+
+def test_a_cache_that_the_system_refuses_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_bytes", lambda: None)
+    with pytest.raises(UsageError, match=r"needs .* GB, which the system refused"):
+        cache(1 << 20, 1 << 30)

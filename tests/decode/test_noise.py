@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec_decode.noise import Purpose, row_seeds, uniform
+from qspec_decode.noise import Purpose, parse_seed, row_seeds, uniform
 from qspec_kernels import UsageError
 from tests.decode.chi_square import fit
 
@@ -108,6 +108,11 @@ def test_row_and_position_cannot_be_exchanged() -> None:
 def test_an_integer_seed_names_the_row() -> None:
     assert row_seeds(7, 3) == [(7, 0), (7, 1), (7, 2)]
     assert row_seeds([7, (8, 4)], 2) == [(7, 0), (8, 4)]
+
+
+def test_seeds_are_compared_in_one_form() -> None:
+    assert parse_seed(7) == 7
+    assert parse_seed([7, (8, 4)]) == parse_seed(((7, 0), (8, 4))) == ((7, 0), (8, 4))
 
 
 def test_no_seed_draws_a_fresh_one() -> None:

@@ -89,7 +89,7 @@ def test_a_single_row_may_come_without_a_batch_dimension(decode: Decode) -> None
         ("temperature", -0.1, ["-0.1", ">= 0"]),
         ("temperature", float("nan"), ["nan", ">= 0"]),
         ("temperature", float("inf"), ["inf", "finite"]),
-        ("top_k", -1, ["-1", ">= 0"]),
+        ("top_k", -1, ["-1", "at least 0"]),
         ("top_p", 0.0, ["0.0", "0 < top_p <= 1"]),
         ("top_p", 1.01, ["1.01", "0 < top_p <= 1"]),
         ("top_p", float("nan"), ["nan", "0 < top_p <= 1"]),
@@ -150,12 +150,16 @@ def test_an_option_given_twice_with_one_value_or_beside_others(decode: Decode) -
         (["mxfp4", "w4a4"], ["not for w4a4"]),
         (["ngram", "mxfp4"], ["ngram", "last draft"]),
         (["mxfp4", "ngram", "ngram"], ["ngram", "last draft"]),
-        (["auto", "mxfp4"], ["auto"]),
+        (["auto", "mxfp4"], ["auto", "2 levels", "expected it alone"]),
+        (("auto", "ngram"), ["auto", "2 levels", "expected it alone"]),
+        (None, ["draft names None", "loaded models", "generate()"]),
+        (["mxfp4", 4], ["draft names 4", "loaded models"]),
         (model(6), ["'small' has 6 tokens, the target 5"]),
         (["mxfp4", DraftModel(model(7), name="sib")], ["'sib' has 7 tokens, the target 5"]),
         (DraftModel(model(), precision="w4a16"), ["not for w4a16"]),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_bad_ladders(draft: Any, words: list[str]) -> None:
     with pytest.raises(UsageError) as error:
         decode_speculatively([[1]], draft=draft)
@@ -176,8 +180,14 @@ def test_auto_has_no_draft_for_an_mxfp4_target() -> None:
         ([3, 0], ["0", "at least 1"]),
         ([3], ["1 entries for 2"]),
         ([3, 2, 1], ["3 entries for 2"]),
+        (2.5, ["num_speculative_tokens is 2.5", "integer"]),
+        ("3", ["num_speculative_tokens is '3'", "integer"]),
+        (True, ["num_speculative_tokens is True", "integer"]),
+        ([3, 2.5], ["num_speculative_tokens is 2.5", "integer"]),
+        ([3, None], ["num_speculative_tokens is None", "integer"]),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_bad_numbers_of_drafts(k: Any, words: list[str]) -> None:
     for options in (
         lambda: {"num_speculative_tokens": k},
@@ -196,8 +206,9 @@ def test_two_numbers_of_drafts_that_differ() -> None:
     decode_speculatively([[1]], config=config, num_speculative_tokens=3)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 3), (3, 2)])
-def test_bad_lengths_of_ngrams(low: int, high: int) -> None:
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (3, 2), (1.5, 3), (1, "4"), (True, 4)])
+@pytest.mark.usefixtures("untyped")
+def test_bad_lengths_of_ngrams(low: Any, high: Any) -> None:
     with pytest.raises(UsageError, match="1 <= min <= max"):
         SpeculativeConfig(prompt_lookup_min=low, prompt_lookup_max=high)
 

@@ -61,7 +61,7 @@ def test_a_row_is_filtered_alike_alone_and_in_a_batch() -> None:
         assert torch.equal(probabilities(x[row], params), whole[row])
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-6])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-50, 1e-30, 1e-6])
 def test_a_tiny_temperature_takes_the_highest_logit_without_overflow(temperature: float) -> None:
     x = logits(4, 20, 50) * 1e3
     found = probabilities(x, SamplingParams(temperature=temperature))

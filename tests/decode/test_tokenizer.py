@@ -2,12 +2,14 @@
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from qspec_decode import chat
 from qspec_decode.load import load_tokenizer
 from qspec_kernels import CheckpointError, UsageError
 
@@ -63,13 +65,67 @@ def test_a_template_is_found_wherever_it_is_kept(directory: Path, place: str) ->
     assert tokenizer.decode(without) == "[user]hi"
 
 
-def test_templates_run_in_a_sandbox(directory: Path) -> None:
-    (directory / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(CheckpointError, match="the chat template refuses"):
-        load_tokenizer(directory).encode_chat(MESSAGES)
-    (directory / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(CheckpointError, match="roles must alternate"):
-        load_tokenizer(directory).encode_chat(MESSAGES)
+def test_named_templates_without_a_default_are_none(directory: Path) -> None:
+    only = {"chat_template": [{"name": "tool_use", "template": "no"}]}
+    (directory / "tokenizer_config.json").write_text(json.dumps(only))
+    assert load_tokenizer(directory).template is None
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ strftime_now('%Y') }}", str(datetime.now().year)),
+        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),
+        ("{{ ['é'] | tojson(indent=1, ensure_ascii=true) }}", '[\n "\\u00e9"\n]'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"a":2,"b":1}'),
+        ("{% if tools is not none %}tools{% endif %}{% if documents %}{% endif %}.", "."),
+        ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}no{% endfor %}.", "."),
+        ("  {% if true %}\n.{% endif %}", "."),
+    ],
+)
+def test_templates_have_what_transformers_gives_them(template: str, text: str) -> None:
+    assert chat.render(template, MESSAGES, True, {}) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "fails on these messages: SecurityError"),
+        ("{{ messages.append(1) }}", "fails on these messages: SecurityError"),
+        ("{{ messages[0]['name'].upper() }}", "fails on .* UndefinedError: .*no attribute 'name'"),
+        ("{{ messages[0] + 'x' }}", "fails on these messages: TypeError"),
+        ("{{ 1 // 0 }}", "fails on these messages: ZeroDivisionError"),
+        ("x\n{% if %}", "line 2 of the chat template is broken: Expected an expression"),
+        ("{{ 1 | no_filter }}", "line 1 of the chat template is broken: No filter named"),
+    ],
+)
+def test_a_template_that_cannot_be_rendered_is_named(template: str, problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        chat.render(template, MESSAGES, True, {})
+
+
+def test_a_template_may_refuse_messages() -> None:
+    with pytest.raises(UsageError, match="refuses these messages: roles must alternate") as error:
+        chat.render("{{ raise_exception('roles must alternate') }}", MESSAGES, True, {})
+    # that is the caller's mistake and not the checkpoint's
+    assert not isinstance(error.value, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("tokenizer_config.json", b'{"chat_template": 3}', "tokenizer_config.json: chat_template is 3"),
+        ("tokenizer_config.json", b'{"chat_template": ["x"]}', r"chat_template is \['x'\], expected a text"),
+        ("chat_template.json", b'{"chat_template": {}}', r"chat_template.json: chat_template is \{\}"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is not text"),
+    ],
+)
+def test_a_template_that_is_no_text_is_named(
+    directory: Path, file: str, content: bytes, problem: str
+) -> None:
+    (directory / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=problem):
+        load_tokenizer(directory)
 
 
 def test_what_is_missing_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,16 +66,20 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_stale_library_is_refused(loaded, tmp_path):
-    for source in (*DIRECTORY.glob("*.cpp"), *DIRECTORY.glob("*.hpp")):
-        shutil.copy(source, tmp_path)
-    if not list(tmp_path.iterdir()):
+@pytest.mark.parametrize("changed", ["qspec_kernels/backends/cpp/rmsnorm.cpp", "CMakeLists.txt"])
+def test_stale_library_is_refused(loaded, tmp_path, changed):
+    if library.source_hash(DIRECTORY) is None:
         pytest.skip("installed without sources: nothing to be stale against")
-    assert library.open_library(loaded.isa, loaded.path, tmp_path).isa == loaded.isa
-    changed = tmp_path / "rmsnorm.cpp"
-    changed.write_text(changed.read_text() + "\n")
+    copy = tmp_path / "qspec_kernels" / "backends" / "cpp"
+    copy.mkdir(parents=True)
+    for source in (*DIRECTORY.glob("*.cpp"), *DIRECTORY.glob("*.hpp")):
+        shutil.copy(source, copy)
+    shutil.copy(DIRECTORY.parents[2] / "CMakeLists.txt", tmp_path)
+    assert library.open_library(loaded.isa, loaded.path, copy).isa == loaded.isa
+    path = tmp_path / changed
+    path.write_text(path.read_text() + "\n")
     with pytest.raises(KernelUnavailable, match=r"built from other sources[\s\S]*pip install -e \."):
-        library.open_library(loaded.isa, loaded.path, tmp_path)
+        library.open_library(loaded.isa, loaded.path, copy)
 
 
 def test_library_without_sources_is_accepted(loaded, tmp_path):
@@ -105,6 +109,20 @@ def test_unknown_override_lists_the_names(monkeypatch):
         library.load()
 
 
+def test_override_that_was_not_built_lists_what_was(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    for isa in ("avx512bf16", "avx2", "portable"):
+        (tmp_path / "lib" / f"qspec_{isa}.so").touch()
+    monkeypatch.setattr(library, "_directory", lambda: tmp_path)
+    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library.REQUIRED_FLAGS["avx512vnni"]))
+    monkeypatch.setenv(library.ENVIRONMENT, "avx512vnni")
+    dispatch.reset()
+    with pytest.raises(
+        UsageError, match=r"QSPEC_CPU_ISA=avx512vnni .* not built\nchoose one of: avx2, port.*h;"
+    ):
+        dispatch.isa()
+
+
 def test_torch_override_loads_nothing(monkeypatch):
     monkeypatch.setenv(library.ENVIRONMENT, "torch")
     dispatch.reset()
@@ -129,6 +147,8 @@ def test_flags_are_read_from_cpuinfo(tmp_path):
     cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 amx_tile\nbugs\t\t: none\n")
     assert library.cpu_flags(cpuinfo) == {"fpu", "avx2", "amx_tile"}
     assert library.cpu_flags(tmp_path / "missing") == frozenset()
+    assert library.cpu_field("bugs", cpuinfo) == "none"
+    assert library.cpu_field("model name", cpuinfo) == ""
 
 
 @pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)

@@ -48,23 +48,30 @@ class Library:
     handle: ctypes.CDLL
 
 
+def cpu_field(name: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """A field of the first CPU that `cpuinfo` describes; empty where the system does not say."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+    return ""
+
+
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The flags of the first CPU that `cpuinfo` describes; empty where there is no such file."""
-    if not cpuinfo.exists():
-        return frozenset()
-    for line in cpuinfo.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "flags":
-            return frozenset(value.split())
-    return frozenset()
+    """The flags of the first CPU."""
+    return frozenset(cpu_field("flags", cpuinfo).split())
 
 
 def source_hash(directory: Path) -> str | None:
-    """SHA-256 over the kernels' sources in `directory`, as the build computes it; None if there are none."""
+    """SHA-256 over the kernels' sources in `directory` and the flags they are compiled with, as the build
+    computes it; None if there are none."""
     sources = [*directory.glob("*.cpp"), *directory.glob("*.hpp")]
-    if not sources:
+    recipe = directory.parents[2] / "CMakeLists.txt"
+    if not sources or not recipe.exists():
         return None
-    lines = sorted(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sources)
+    files = [*sources, recipe]
+    lines = sorted(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -89,8 +96,8 @@ def open_library(isa: str, path: Path, sources: Path) -> Library:
 def load() -> Library:
     """The library for this CPU, or the one that QSPEC_CPU_ISA names.
 
-    Raises UsageError if that variable names no library or one that this CPU cannot run, and KernelUnavailable
-    if it is `torch`, if no library was built, or if the library is stale.
+    Raises UsageError if that variable names no library, or one that was not built or that needs other CPU
+    flags, and KernelUnavailable if it is `torch`, if no library was built, or if the library is stale.
     """
     directory = _directory()
     flags = cpu_flags()
@@ -103,9 +110,14 @@ def load() -> Library:
     else:
         candidates = [isa for isa, required in REQUIRED_FLAGS.items() if flags.issuperset(required)]
     for isa in candidates:
-        path = directory / "lib" / f"qspec_{isa}.so"
+        path = _path(directory, isa)
         if path.exists():
             return open_library(isa, path, directory)
+    if wanted:
+        raise UsageError(
+            f"{ENVIRONMENT}={wanted} names a library that was not built",
+            f"choose one of: {', '.join([*_runnable(directory, flags), 'torch'])}; or {REBUILD}",
+        )
     raise KernelUnavailable(f"no kernel library was built for {' or '.join(candidates)}", REBUILD)
 
 
@@ -148,6 +160,19 @@ def check(status: int) -> None:
 
 def _directory() -> Path:
     return Path(str(resources.files("qspec_kernels.backends.cpp")))
+
+
+def _runnable(directory: Path, flags: frozenset[str]) -> list[str]:
+    """Names of the libraries that are there and that a CPU with these flags can run."""
+    return [
+        isa
+        for isa, required in REQUIRED_FLAGS.items()
+        if flags.issuperset(required) and _path(directory, isa).exists()
+    ]
+
+
+def _path(directory: Path, isa: str) -> Path:
+    return directory / "lib" / f"qspec_{isa}.so"
 
 
 def _check_wanted(wanted: str, flags: frozenset[str]) -> None:
