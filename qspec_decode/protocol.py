@@ -60,6 +60,7 @@ class Model(Protocol):
         Any number of tokens of any rows, positions ascending within a row; each sees the tokens
         before it in its row, from the cache or from this call. Returns next-token logits
         [len(logits_at) or T, vocab_size] in float32, with -inf for ids that cannot be drawn.
-        `draft_head` allows a cheaper output matrix where the precision has one.
+        `draft_head` allows a cheaper output matrix where the precision has one. The logits are good until
+        the next pass over the same cache.
         """
         ...

