@@ -14,8 +14,10 @@ from qspec_decode.noise import Purpose, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.protocol import Model
 from qspec_decode.sampling import SamplingParams, draw, most_probable, probabilities
+from qspec_kernels import exclusive_threads
 
 
+@exclusive_threads()
 def generate(
     model: Model,
     input_ids: request.InputIds,

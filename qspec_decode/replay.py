@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Hashable
 
-import torch
 from torch import Tensor
 
-from qspec_kernels import Program, Workspace
+from qspec_kernels import Program, Workspace, num_threads
 
 MAX_TOKENS = 128
 """Larger passes are not recorded: Python costs them little, and their activations are large."""
@@ -25,7 +24,7 @@ class Replay:
 
         The result is good until the next call.
         """
-        key = (key, torch.get_num_threads(), *(tensor.shape for tensor in inputs))
+        key = (key, num_threads(), *(tensor.shape for tensor in inputs))
         if key in self._steps:
             buffers, program, out = self._steps[key]
             for buffer, tensor in zip(buffers, inputs, strict=True):

@@ -16,8 +16,10 @@ from qspec_decode.proposal import Run
 from qspec_decode.protocol import Model
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.tokens import TokenBuffer
+from qspec_kernels import exclusive_threads
 
 
+@exclusive_threads()
 def speculate(
     model: Model,
     input_ids: request.InputIds,

@@ -4,8 +4,10 @@ each other's company. Importing registers the ops and touches neither the machin
 from qspec_kernels import formats as formats
 from qspec_kernels import nn as nn
 from qspec_kernels.dispatch import cpu_field as cpu_field
+from qspec_kernels.dispatch import exclusive_threads as exclusive_threads
 from qspec_kernels.dispatch import explain as explain
 from qspec_kernels.dispatch import isa as isa
+from qspec_kernels.dispatch import num_threads as num_threads
 from qspec_kernels.dispatch import to_device_layout as to_device_layout
 from qspec_kernels.errors import CheckpointError as CheckpointError
 from qspec_kernels.errors import FormatError as FormatError

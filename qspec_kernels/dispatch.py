@@ -4,6 +4,7 @@ A backend is a folder of `backends/`; it serves the ops it has files for: `backe
 function `<op>`. A file that reads packed weights names their byte order in a constant `READS`.
 """
 
+import contextlib
 import importlib
 import threading
 import warnings
@@ -105,6 +106,23 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
     )
 
 
+def num_threads() -> int:
+    """Threads that a native kernel may use: PyTorch's number, unless within `exclusive_threads`."""
+    return _cpp_calls().num_threads()
+
+
+@contextmanager
+def exclusive_threads() -> Iterator[None]:
+    """Inside, native kernels keep the threads they may use and PyTorch's own ops run on one.
+
+    After each parallel op of PyTorch its workers spin for milliseconds on cores that kernels want, which
+    triples the cost of sampling. A loop that leaves the heavy work to kernels is better off without them.
+    Holds for the calling thread; where there are no native kernels nothing changes.
+    """
+    with contextlib.nullcontext() if isa() == "torch" else _cpp_calls().exclusive_threads():
+        yield
+
+
 def recording() -> bool:
     """Whether this thread is recording a program (see `program`)."""
     return getattr(_state, "recording", False)
@@ -171,6 +189,10 @@ def _cpp_refusal() -> str:
 def _cpp_library() -> ModuleType:
     # imported on first use: importing qspec_kernels must not look at the machine
     return importlib.import_module("qspec_kernels.backends.cpp.library")
+
+
+def _cpp_calls() -> ModuleType:
+    return importlib.import_module("qspec_kernels.backends.cpp.calls")
 
 
 def _has(backend: str, op: str) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def float_linear(
@@ -26,6 +26,6 @@ def float_linear(
         n,
         k,
         group_size,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

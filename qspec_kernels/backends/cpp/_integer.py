@@ -1,9 +1,8 @@
 """What the launchers of linear_w4a8, linear_w4a4 and linear_mxfp4a8 share: linear_integer.hpp's arguments."""
 
-import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def integer_linear(
@@ -27,6 +26,6 @@ def integer_linear(
         n,
         k,
         group_size,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def attention(
@@ -31,6 +31,6 @@ def attention(
         kv_heads,
         capacity,
         dim,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

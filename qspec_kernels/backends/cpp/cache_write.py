@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call
+from qspec_kernels.backends.cpp.calls import call, num_threads
 
 
 def cache_write(
@@ -26,5 +26,5 @@ def cache_write(
         heads,
         capacity,
         dim,
-        torch.get_num_threads(),
+        num_threads(),
     )

@@ -123,6 +123,26 @@ def record(arena: Arena) -> Iterator[Recording]:
         _state.recording = outer
 
 
+def num_threads() -> int:
+    """Threads that a kernel may use: PyTorch's number, or what it was when `exclusive_threads` began."""
+    return getattr(_state, "threads", 0) or torch.get_num_threads()
+
+
+@contextmanager
+def exclusive_threads() -> Iterator[None]:
+    """Kernels keep their number of threads while PyTorch has one."""
+    if getattr(_state, "threads", 0):
+        yield
+        return
+    _state.threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_state.threads)
+        _state.threads = 0
+
+
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory for a kernel's output."""
     active = recording()

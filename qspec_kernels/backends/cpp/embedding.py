@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def embedding(table: Tensor, ids: Tensor, rounded: bool, dtype: torch.dtype) -> Tensor:
@@ -20,6 +20,6 @@ def embedding(table: Tensor, ids: Tensor, rounded: bool, dtype: torch.dtype) -> 
         tokens,
         entries,
         width,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

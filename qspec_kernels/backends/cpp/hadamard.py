@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def hadamard(x: Tensor, base: Tensor, transpose: bool, diagonal: Tensor | None) -> Tensor:
@@ -25,6 +25,6 @@ def hadamard(x: Tensor, base: Tensor, transpose: bool, diagonal: Tensor | None) 
         1 if diagonal is None else diagonal.shape[0] // width,
         blocks,
         width,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

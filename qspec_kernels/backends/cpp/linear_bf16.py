@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -21,6 +21,6 @@ def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
         m,
         n,
         k,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

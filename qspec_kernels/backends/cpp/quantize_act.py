@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def quantize_act(x: Tensor, bits: int, group_size: int, clip: float) -> tuple[Tensor, Tensor]:
@@ -22,6 +22,6 @@ def quantize_act(x: Tensor, bits: int, group_size: int, clip: float) -> tuple[Te
         group_size,
         float(2 ** (bits - 1) - 1),
         float(clip),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return codes, scales

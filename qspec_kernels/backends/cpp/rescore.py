@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call
+from qspec_kernels.backends.cpp.calls import call, num_threads
 
 
 def rescore(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> None:
@@ -20,5 +20,5 @@ def rescore(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, coun
         m,
         n,
         k,
-        torch.get_num_threads(),
+        num_threads(),
     )

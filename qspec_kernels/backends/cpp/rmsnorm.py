@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -19,6 +19,6 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         float(eps),
         m,
         width,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def rmsnorm_quantize_act(
@@ -26,6 +26,6 @@ def rmsnorm_quantize_act(
         group_size,
         float(2 ** (bits - 1) - 1),
         float(clip),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return codes, scales

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def rope(x: Tensor, positions: Tensor, inv_freq: Tensor, scaling: float) -> Tensor:
@@ -21,6 +21,6 @@ def rope(x: Tensor, positions: Tensor, inv_freq: Tensor, scaling: float) -> Tens
         tokens,
         heads,
         dim,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out

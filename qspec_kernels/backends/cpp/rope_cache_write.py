@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp.calls import call, empty
+from qspec_kernels.backends.cpp.calls import call, empty, num_threads
 
 
 def rope_cache_write(
@@ -36,6 +36,6 @@ def rope_cache_write(
         heads,
         capacity,
         dim,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out
