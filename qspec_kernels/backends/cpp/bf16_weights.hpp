@@ -11,7 +11,7 @@ namespace qspec {
 struct Bf16Weights {
     using Stored = uint16_t;
     static constexpr int kStep = 32;
-    static constexpr int64_t kPrefetch = 1024;
+    static constexpr int64_t kPrefetch = 512;
 
 #if defined(QSPEC_HAS_BF16_DOT)
     using Element = uint16_t;

@@ -8,8 +8,8 @@
 
 QSPEC_EXPORT int qspec_cache_write(void* k_cache, void* v_cache, int64_t cache_bf16, const void* k,
                                    const void* v, int64_t bf16, const int32_t* rows, const int32_t* positions,
-                                   int64_t tokens, int64_t batch, int64_t heads, int64_t capacity, int64_t dim,
-                                   int64_t threads) {
+                                   int64_t tokens, int64_t batch, int64_t heads, int64_t capacity,
+                                   int64_t dim, int64_t threads) {
     using namespace qspec;
     const CacheShape shape = {batch, heads, capacity, dim};
     if (!slots_inside(shape, rows, positions, tokens)) return kOutOfRange;

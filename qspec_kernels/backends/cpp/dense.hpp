@@ -59,8 +59,11 @@ inline void dense_tile(const DenseCall<Weights>& call, int64_t n, int64_t m, int
     const int64_t whole = k_end / step * step;
     for (int64_t k = k_begin; k < whole; k += step) {
         typename Weights::Vector wv[kRows];
+        // behind the end of this part of the rows comes the same part of the next tile's
+        const int64_t ahead = k + Weights::kPrefetch;
+        const auto* next = w + (ahead < k_end ? ahead : ahead - k_end + k_begin + kRows * call.k);
         for (int r = 0; r < kRows; ++r) {
-            __builtin_prefetch(w + r * call.k + k + Weights::kPrefetch);
+            __builtin_prefetch(next + r * call.k);
             wv[r] = Weights::load_weights(w + r * call.k + k);
         }
         for (int c = 0; c < kColumns; ++c) {
@@ -110,16 +113,22 @@ constexpr int64_t kBlockRows = 16;
 constexpr int64_t kBlockColumns = 32;
 constexpr int64_t kBlockBytes = 2048;
 
-// Few rows of x (a decode step) stay in the first-level cache, and each weight row is read once from end to
-// end. With more rows K is cut into parts, so that a part of the weights and of x serves many tiles from the
-// caches.
+// Few rows of x (a decode step) stay in the caches next to the core, and each weight row is read once from
+// end to end. With more rows K is cut into parts, so that a part of the weights and of x serves many tiles
+// from the caches.
+template <class Weights>
+inline bool cuts_k(const DenseCall<Weights>& call) {
+    return call.m > 8 ||
+           call.m * call.padded_k * static_cast<int64_t>(sizeof(typename Weights::Element)) > 96 << 10;
+}
+
 template <class Weights>
 inline void dense_slice(const DenseCall<Weights>& call, int64_t begin, int64_t end, float* carry) {
     constexpr int most = kTileColumns;
     constexpr int block = most > 6 ? 6 : most;
-    const int64_t part =
-        call.m > 4 ? kBlockBytes / static_cast<int64_t>(sizeof(typename Weights::Stored)) : call.k;
-    const int64_t rows = call.m > 4 ? kBlockRows : end - begin;
+    const bool cut = cuts_k(call);
+    const int64_t part = cut ? kBlockBytes / static_cast<int64_t>(sizeof(typename Weights::Stored)) : call.k;
+    const int64_t rows = cut ? kBlockRows : end - begin;
     for (int64_t first = 0; first < call.m; first += kBlockColumns) {
         const int64_t last = call.m - first < kBlockColumns ? call.m : first + kBlockColumns;
         for (int64_t n = begin; n < end; n += rows) {
@@ -146,12 +155,12 @@ template <class Weights>
 inline int dense_linear(const DenseCall<Weights>& call, int64_t threads) {
     constexpr int64_t carry = kBlockRows * kBlockColumns * kLanes;
     const int64_t slots = threads < 1 ? 1 : threads;
-    Scratch<float> kept(call.m > 4 ? slots * carry : 0);
+    Scratch<float> kept(cuts_k(call) ? slots * carry : 0);
     if (!kept.ok()) return kOutOfMemory;
     const int64_t row_bytes = call.k * static_cast<int64_t>(sizeof(typename Weights::Stored));
     const int64_t rows = slice_rows(call.n, row_bytes, call.m, threads, 4);
     parallel_ranges(call.n, rows, threads, [&](int64_t begin, int64_t end, int64_t slot) {
-        dense_slice(call, begin, end, call.m > 4 ? kept.get() + slot * carry : nullptr);
+        dense_slice(call, begin, end, cuts_k(call) ? kept.get() + slot * carry : nullptr);
     });
     return kDone;
 }

@@ -4,6 +4,7 @@
 // after the transposed one. A task: some blocks.
 
 #include "hadamard.hpp"
+
 #include "pool.hpp"
 #include "program.hpp"
 

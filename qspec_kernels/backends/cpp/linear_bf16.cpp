@@ -7,14 +7,15 @@
 #include "program.hpp"
 
 QSPEC_EXPORT int qspec_linear_bf16(void* out, const void* x, int64_t bf16, const uint16_t* weight,
-                                   const float* bias, const void* residual, int64_t m, int64_t n,
-                                   int64_t k, int64_t threads) {
+                                   const float* bias, const void* residual, int64_t m, int64_t n, int64_t k,
+                                   int64_t threads) {
     using namespace qspec;
     const int64_t padded = (k + 31) / 32 * 32;
     Scratch<Bf16Weights::Element> arranged(m * padded);
     if (!arranged.ok()) return kOutOfMemory;
     arrange_rows(x, bf16 != 0, arranged.get(), m, k, padded, threads);
-    const DenseCall<Bf16Weights> call = {weight, arranged.get(), bias, residual, out, bf16 != 0, m, n, k, padded};
+    const DenseCall<Bf16Weights> call = {weight, arranged.get(), bias, residual, out, bf16 != 0, m, n,
+                                         k,      padded};
     return dense_linear(call, threads);
 }
 

@@ -1,7 +1,8 @@
 // Linears of 4-bit weights and BF16 activations.
 //
 //     s_g       = sum over k in g of value(wcode[n, k]) * bf16(x[m, k])      in float32
-//     out[m, n] = ((s_0 * wscale[n, 0] + s_1 * wscale[n, 1]) + ...) (+ bias[n]) (+ residual[m, n]), all rounded
+//     out[m, n] = ((s_0 * wscale[n, 0] + s_1 * wscale[n, 1]) + ...) (+ bias[n]) (+ residual[m, n]), all
+//     rounded
 //
 // Sixteen output features are the lanes. With AVX512-BF16 a table lookup turns a slice of a chunk (two
 // nibbles a row) into two BF16 values and VDPBF16PS takes both; elsewhere a slice is one nibble and one
@@ -98,9 +99,10 @@ inline void float_tile(const FloatCall<Format>& call, int64_t tile, int64_t m) {
             for (int c = 0; c < kColumns; ++c) sum[t][c] = zero();
         for (const int64_t end = w.group_end(g); chunk < end; ++chunk) {
             i32 codes[kTiles];
+            const uint8_t* next = data + ahead(chunk, w.chunks, kTiles) * 64;
             for (int t = 0; t < kTiles; ++t) {
                 const uint8_t* p = data + (t * w.chunks + chunk) * 64;
-                __builtin_prefetch(p + 2048);
+                __builtin_prefetch(next + t * w.chunks * 64);
                 codes[t] = load_bits(p);
             }
             for_each_count<Slices<Format>::kCount>([&](auto slice) {

@@ -34,7 +34,8 @@ QSPEC_EXPORT int qspec_linear_fp32(float* out, const float* x, const float* weig
             for (int64_t j = k; j < padded; ++j) row[j] = 0;
         }
     }
-    DenseCall<Fp32Weights> call = {weight, padded == k ? x : scratch.get(), bias, residual, out, false, m, n, k, padded};
+    DenseCall<Fp32Weights> call = {
+        weight, padded == k ? x : scratch.get(), bias, residual, out, false, m, n, k, padded};
     return dense_linear(call, threads);
 }
 

@@ -48,9 +48,10 @@ inline void integer_tile(const IntegerCall<Format>& call, int64_t tile, int64_t 
             for (int t = 0; t < kTiles; ++t) sum[t][c] = set1(call.start[(m + c) * w.groups + g]);
         for (const int64_t end = w.group_end(g); chunk < end; ++chunk) {
             Bytes8 codes[kTiles];
+            const uint8_t* next = data + ahead(chunk, w.chunks, kTiles) * 64;
             for (int t = 0; t < kTiles; ++t) {
                 const uint8_t* p = data + (t * w.chunks + chunk) * 64;
-                __builtin_prefetch(p + 2048);
+                __builtin_prefetch(next + t * w.chunks * 64);
                 codes[t] = Format::unsigned_codes(load_bits(p));
             }
             for (int c = 0; c < kColumns; ++c) {
@@ -99,9 +100,8 @@ inline void integer_tiles(const IntegerCall<Format>& call, int64_t begin, int64_
 // codes [m, k], x_scales [m, scale_columns] with one column per group, or a single one for the whole row.
 template <class Format>
 inline int integer_linear(float* out, const int8_t* codes, const float* x_scales, int64_t scale_columns,
-                          const void* data, const void* scales, const float* bias,
-                          const float* residual, int64_t m, int64_t n, int64_t k, int64_t group_size,
-                          int64_t threads) {
+                          const void* data, const void* scales, const float* bias, const float* residual,
+                          int64_t m, int64_t n, int64_t k, int64_t group_size, int64_t threads) {
     const PackedMatrix<Format> weight(data, scales, n, k, group_size);
     const int64_t row = weight.chunks * 8;
     Scratch<int32_t> start(m * weight.groups);
@@ -122,7 +122,8 @@ inline int integer_linear(float* out, const int8_t* codes, const float* x_scales
             }
         }
     });
-    const IntegerCall<Format> call = {weight, x, x_scales, start.get(), bias, residual, out, m, scale_columns};
+    const IntegerCall<Format> call = {weight,   x,   x_scales, start.get(),  bias,
+                                      residual, out, m,        scale_columns};
     const int64_t tiles = slice_rows(weight.tiles, weight.tile_bytes(), m, threads, 4);
     parallel_ranges(weight.tiles, tiles, threads,
                     [&](int64_t begin, int64_t end, int64_t) { integer_tiles(call, begin, end); });

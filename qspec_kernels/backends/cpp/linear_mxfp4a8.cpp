@@ -7,9 +7,10 @@
 
 QSPEC_EXPORT int qspec_linear_mxfp4a8(float* out, const int8_t* codes, const float* x_scales,
                                       int64_t scale_columns, const void* data, const void* scales,
-                                      const float* bias, const float* residual, int64_t m, int64_t n, int64_t k, int64_t group_size,
-                                      int64_t threads) {
-    return qspec::integer_linear<qspec::Mxfp4>(out, codes, x_scales, scale_columns, data, scales, bias, residual, m, n, k, group_size, threads);
+                                      const float* bias, const float* residual, int64_t m, int64_t n,
+                                      int64_t k, int64_t group_size, int64_t threads) {
+    return qspec::integer_linear<qspec::Mxfp4>(out, codes, x_scales, scale_columns, data, scales, bias,
+                                               residual, m, n, k, group_size, threads);
 }
 
 QSPEC_RECORDABLE(linear_mxfp4a8)

@@ -74,4 +74,11 @@ struct PackedMatrix {
     int64_t tile_bytes() const { return chunks * 64 + groups * 16 * static_cast<int64_t>(sizeof(*scales)); }
 };
 
+// The chunk to prefetch while `chunk` of several tiles side by side is used: behind the end of the tiles
+// comes the begin of those that follow them.
+inline int64_t ahead(int64_t chunk, int64_t chunks, int64_t tiles) {
+    const int64_t next = chunk + 32;
+    return next < chunks ? next : next + (tiles - 1) * chunks;
+}
+
 }  // namespace qspec

@@ -41,7 +41,7 @@ inline void parallel_ranges(int64_t count, int64_t grain, int64_t threads, const
 // Scratch memory of one call, aligned to a cache line; `ok()` is false where the system has none left.
 template <class T>
 class Scratch {
-  public:
+   public:
     explicit Scratch(int64_t count) {
         const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
         data_ = static_cast<T*>(aligned_alloc(64, bytes));
@@ -52,7 +52,7 @@ class Scratch {
     bool ok() const { return data_ != nullptr; }
     T* get() const { return data_; }
 
-  private:
+   private:
     T* data_;
 };
 

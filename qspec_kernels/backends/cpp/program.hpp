@@ -42,7 +42,7 @@ inline int call_with(int (*kernel)(Arguments...), const Word* words) {
 
 }  // namespace qspec
 
-#define QSPEC_RECORDABLE(name)                                  \
+#define QSPEC_RECORDABLE(name)                                         \
     QSPEC_EXPORT int qspec_recorded_##name(const qspec::Word* words) { \
-        return qspec::call_with(qspec_##name, words);           \
+        return qspec::call_with(qspec_##name, words);                  \
     }

@@ -21,7 +21,8 @@ struct Best {
     void find_last() {
         last = 0;
         for (int64_t i = 1; i < count; ++i)
-            if (values[i] < values[last] || (values[i] == values[last] && indices[i] > indices[last])) last = i;
+            if (values[i] < values[last] || (values[i] == values[last] && indices[i] > indices[last]))
+                last = i;
     }
     void offer(float value, int64_t index) {
         if (filled < count) {
@@ -58,7 +59,8 @@ QSPEC_EXPORT int qspec_rescore(float* logits, const void* x, int64_t bf16, const
     Scratch<int64_t> indices(slots * count);
     if (!arranged.ok() || !values.ok() || !indices.ok()) return kOutOfMemory;
     arrange_rows(x, bf16 != 0, arranged.get(), m, k, padded, threads);
-    const DenseCall<Bf16Weights> call = {weight, arranged.get(), bias, nullptr, logits, false, m, n, k, padded};
+    const DenseCall<Bf16Weights> call = {weight, arranged.get(), bias, nullptr, logits, false, m, n,
+                                         k,      padded};
     parallel_ranges(m, 1, threads, [&](int64_t begin, int64_t end, int64_t slot) {
         for (int64_t i = begin; i < end; ++i) {
             Best best = {values.get() + slot * count, indices.get() + slot * count, count};

@@ -2,9 +2,10 @@
 //
 // A task: some rows.
 
+#include "rmsnorm.hpp"
+
 #include "pool.hpp"
 #include "program.hpp"
-#include "rmsnorm.hpp"
 
 QSPEC_EXPORT int qspec_rmsnorm(void* out, const void* x, int64_t bf16, const float* weight, float eps,
                                int64_t m, int64_t width, int64_t threads) {

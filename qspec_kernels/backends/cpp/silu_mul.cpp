@@ -2,9 +2,10 @@
 //
 // A task: some rows.
 
+#include "silu_mul.hpp"
+
 #include "pool.hpp"
 #include "program.hpp"
-#include "silu_mul.hpp"
 
 QSPEC_EXPORT int qspec_silu_mul(void* out, const void* x, int64_t bf16, int64_t m, int64_t width,
                                 int64_t threads) {
