@@ -73,15 +73,15 @@ def quality(precision: str, rotate: bool = False) -> Quality:
 
 # precision, rotated: at most so many bits per byte above bf16, KL, at least so much agreement
 BOUNDS = [
-    ("fp32", False, 0.002, 0.0005, 0.99),
-    ("mxfp4a16", False, 0.10, 0.10, 0.80),
-    ("mxfp4a8", False, 0.10, 0.10, 0.80),
-    ("w4a16", False, 0.08, 0.08, 0.82),
-    ("w4a8", False, 0.08, 0.08, 0.82),
-    ("w4a4", False, 0.30, 0.30, 0.70),
-    ("w4a16", True, 0.08, 0.08, 0.82),
-    ("w4a8", True, 0.08, 0.08, 0.82),
-    ("w4a4", True, 0.20, 0.20, 0.73),
+    ("fp32", False, 0.001, 0.0001, 0.99),
+    ("mxfp4a16", False, 0.010, 0.017, 0.905),
+    ("mxfp4a8", False, 0.010, 0.017, 0.900),
+    ("w4a16", False, 0.011, 0.014, 0.915),
+    ("w4a8", False, 0.012, 0.014, 0.905),
+    ("w4a4", False, 0.055, 0.110, 0.770),
+    ("w4a16", True, 0.010, 0.014, 0.915),
+    ("w4a8", True, 0.010, 0.014, 0.915),
+    ("w4a4", True, 0.030, 0.060, 0.830),
 ]
 
 

@@ -1,5 +1,6 @@
 """Greedy speculation on tiny random models: plain decoding's tokens, and a prefill's cache."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ LADDERS: list[list[str]] = [
     ["small", "ngram"],
 ]
 
+# more runs of everything random than a test run has time for
+RUNS = int(os.environ.get("QSPEC_TEST_RUNS", "1"))
+
 Families = Callable[[str], tuple[Path, Any]]
 
 
@@ -62,7 +66,7 @@ def prompts_of(rng: random.Random, batch: int, vocab: int) -> list[list[int]]:
 def test_greedy_speculation_equals_plain_decoding(family: Families, name: str, path: str) -> None:
     model, small = models(family, name, rotate=name == "llama")
     rng = random.Random(name + path)
-    for _ in range(70 if path == "cpp" else 20):
+    for _ in range(RUNS * (70 if path == "cpp" else 20)):
         batch, target = rng.randint(1, 8), rng.choice(["bf16", "bf16", "w4a16", "mxfp4a16"])
         prompts = prompts_of(rng, batch, model.vocab_size)
         names = rng.choice(LADDERS)
