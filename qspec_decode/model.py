@@ -107,7 +107,7 @@ class Transformer:
             config.head_dim,
             torch.float64 if self.dtype == torch.float64 else dtype,
             self.device,
-            replayed=self.dtype == torch.float32 and isa() != "torch",
+            replayed=self.device.type == "cpu" and self.dtype == torch.float32 and isa() != "torch",
         )
 
     def forward(

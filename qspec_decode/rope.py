@@ -61,8 +61,7 @@ def parse(config: dict[str, Any], max_positions: int, where: str) -> dict[str, A
             continue
         # a base of 1 would turn all dimensions alike
         above = 1 if key == "rope_theta" else 0
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not above < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < math.inf:
             raise CheckpointError(
                 f"{where}: rope type {kind!r} has {key} = {value!r}, expected a number above {above}"
             )

@@ -25,4 +25,4 @@ def linear_fp32(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
         num_threads(),
     )
     out = out.to(x.dtype)
-    return out if residual is fused else residual + out
+    return out if residual is None or fused is not None else residual + out
