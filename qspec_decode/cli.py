@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from qspec_decode.commands import bench
+from qspec_decode.commands.bench_decode import decode
 from qspec_decode.commands.demo import demo
 from qspec_decode.commands.doctor import doctor
 from qspec_decode.commands.generate import generate
@@ -71,6 +73,13 @@ app.command(
     epilog=EXAMPLES
     + "qspec doctor\n\nQSPEC_CPU_ISA=avx2 qspec doctor    [dim]what another library would do[/dim]"
 )(doctor)
+bench.app.command(
+    help=_help(bench.kernels),
+    epilog=EXAMPLES + "qspec bench kernels --json kernels.json    [dim]a quarter of an hour[/dim]\n\n"
+    "qspec bench kernels --ops linear --shapes 4096x14336 --m 1,5,8    [dim]half a minute[/dim]",
+)(bench.kernels)
+bench.app.command(help=_help(decode))(decode)
+app.add_typer(bench.app)
 
 
 def main() -> None:

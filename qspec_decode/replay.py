@@ -18,6 +18,8 @@ class Replay:
     def __init__(self) -> None:
         self._workspace = Workspace()
         self._steps: dict[Hashable, tuple[list[Tensor], Program, Tensor]] = {}
+        self.latest: Program | None = None
+        """What the last call ran."""
 
     def run(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         """function(*inputs), by a program where `key` has been seen: it names all but the inputs' values.
@@ -30,6 +32,7 @@ class Replay:
             for buffer, tensor in zip(buffers, inputs, strict=True):
                 buffer.copy_(tensor)
             program.replay()
+            self.latest = program
             return out
         if len(self._steps) == _MAX_PROGRAMS:
             self._steps.pop(next(iter(self._steps)))
@@ -39,4 +42,5 @@ class Replay:
         with self._workspace.record() as program:
             out = self._workspace.result(function(*buffers))
         self._steps[key] = buffers, program, out
+        self.latest = program
         return out

@@ -3,6 +3,8 @@ each other's company. Importing registers the ops and touches neither the machin
 
 from qspec_kernels import formats as formats
 from qspec_kernels import nn as nn
+from qspec_kernels.bounds import compute_pass as compute_pass
+from qspec_kernels.bounds import read_pass as read_pass
 from qspec_kernels.dispatch import cpu_field as cpu_field
 from qspec_kernels.dispatch import exclusive_threads as exclusive_threads
 from qspec_kernels.dispatch import explain as explain

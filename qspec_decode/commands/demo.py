@@ -54,7 +54,7 @@ def demo(
     if not as_json:
         _stream(prepared)
     deadline = began + BUDGET_SECONDS if prompts is None else None
-    with _status(began, deadline) as say:
+    with status(began, deadline) as say:
         document = run.measure(prepared, deadline, say)
     if as_json:
         print_json(document)
@@ -81,7 +81,7 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _status(began: float, deadline: float | None) -> Iterator[Callable[[str], None]]:
+def status(began: float, deadline: float | None) -> Iterator[Callable[[str], None]]:
     """As `_say`, but one line that changes, with the time."""
     if not sys.stderr.isatty():
         yield _say
@@ -90,8 +90,8 @@ def _status(began: float, deadline: float | None) -> Iterator[Callable[[str], No
 
     budget = "" if deadline is None else f" of {deadline - began:.0f}"
     # drawn seldom: it takes time from what is being measured
-    with Console(stderr=True).status("measuring ...", refresh_per_second=2) as status:
-        yield lambda text: status.update(f"{text}; {time.perf_counter() - began:.0f}{budget} s")
+    with Console(stderr=True).status("measuring ...", refresh_per_second=2) as line:
+        yield lambda text: line.update(f"{text}; {time.perf_counter() - began:.0f}{budget} s")
 
 
 def _print_report(document: dict[str, Any]) -> None:

@@ -1,0 +1,136 @@
+"""What a pass costs: forward passes over a warm cache, alone, and the part of them that is no kernel.
+
+They are measured apart from the ladders that they explain: nothing is drafted or accepted here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+
+from qspec_decode.bench.peaks import Peak
+from qspec_decode.bench.record import Spread
+from qspec_decode.bench.timing import Timed, interleave
+from qspec_decode.model import Transformer
+from qspec_decode.sampling import most_probable
+from qspec_kernels import Program, exclusive_threads
+
+MAX_WIDTH = 9
+"""Tokens per row of the widest pass: the verification of 8 drafts."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A kind of forward pass.
+
+    Parameters
+    ----------
+    owner
+        Name of the model: "target" or "small".
+    precision
+        What it decodes with.
+    width
+        Tokens per row: 1 in a step, K + 1 in the verification of K drafts.
+    draft
+        Whether the output matrix of drafts is used.
+    """
+
+    owner: str
+    precision: str
+    width: int = 1
+    draft: bool = False
+
+
+class Warm:
+    """A model and a cache that holds `position` tokens of every row.
+
+    Parameters
+    ----------
+    precision
+        The target's, which chooses the type of the cache and fills it.
+    rows
+        Ids of one text per row of the batch, repeated where they are too short.
+    position
+        Where the passes that are timed begin.
+    """
+
+    def __init__(self, model: Transformer, precision: str, rows: Sequence[Sequence[int]], position: int):
+        self.model, self.position = model, position
+        self._ids = torch.tensor([list(islice(cycle(row), position + MAX_WIDTH)) for row in rows])
+        self.cache = model.new_cache(len(rows), position + MAX_WIDTH, precision)
+        last = torch.arange(1, len(rows) + 1) * position - 1
+        model.forward(*self._tokens(0, position), self.cache, precision, logits_at=last)
+        self._inputs = [self._tokens(position, width) for width in range(MAX_WIDTH + 1)]
+
+    def forward(self, kind: Pass) -> torch.Tensor:
+        """Logits of the tokens at `position` and behind it."""
+        inputs = self._inputs[kind.width]
+        return self.model.forward(*inputs, self.cache, kind.precision, draft_head=kind.draft)
+
+    def program(self, kind: Pass) -> Program | None:
+        """What such a pass replays; None where passes are not recorded."""
+        self.forward(kind)
+        if self.cache.replay is None:
+            return None
+        return self.cache.replay.latest
+
+    def _tokens(self, first: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        num_rows = len(self._ids)
+        rows = torch.arange(num_rows).repeat_interleave(width)
+        positions = torch.arange(first, first + width).repeat(num_rows)
+        return self._ids[:, first : first + width].flatten(), rows, positions
+
+
+@exclusive_threads()
+def time_passes(
+    models: Mapping[str, Warm], kinds: Sequence[Pass], seconds: float, reading: Peak | None
+) -> tuple[dict[Pass, Spread], Spread | None]:
+    """(seconds of every kind of pass, bytes that `reading` reads per second), measured in turns.
+
+    The choice of the most probable tokens belongs to a pass: it ends every one of greedy decoding.
+
+    Parameters
+    ----------
+    seconds
+        That each kind gets.
+    reading
+        The memory bound, which takes turns with them; None where there are no native kernels.
+    """
+    timed = [
+        Timed(lambda warm=models[kind.owner], kind=kind: most_probable(warm.forward(kind))) for kind in kinds
+    ]
+    found = interleave([*timed, *([reading.timed] if reading else [])], seconds)
+    bandwidth = None
+    if reading:
+        taken = found.pop()
+        bandwidth = Spread(*(reading.amount / t for t in (taken.median, taken.high, taken.low)))
+    return dict(zip(kinds, found, strict=True)), bandwidth
+
+
+@exclusive_threads()
+def outside_kernels(warm: Warm, kinds: Sequence[Pass], seconds: float) -> list[dict[str, Any]]:
+    """Per kind: a replayed pass, the native call in it, and the rest: Python, copies, the choice of tokens.
+
+    Nothing where there are no native kernels to record.
+    """
+    found = []
+    for kind in kinds:
+        program = warm.program(kind)
+        if program is None:
+            return []
+        whole, kernels = interleave(
+            [Timed(lambda kind=kind: most_probable(warm.forward(kind))), Timed(program.replay)], seconds
+        )
+        found.append(
+            {
+                "precision": kind.precision,
+                "pass_seconds": whole.median,
+                "kernel_seconds": kernels.median,
+                "outside_seconds": whole.median - kernels.median,
+                "pass_quartiles": [whole.low, whole.high],
+                "kernel_quartiles": [kernels.low, kernels.high],
+            }
+        )
+    return found

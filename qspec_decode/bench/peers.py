@@ -1,0 +1,127 @@
+"""Other programs that decode the same weights: transformers, and llama.cpp through its Python package.
+
+Both use as many threads as the kernels here, get prompts as ids, and are timed from the first new token on.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qspec_decode.bench.entrants import Entrant, peer_output
+from qspec_decode.bench.llama_cpp_peer import LlamaCpp
+from qspec_decode.output import DecodingOutput
+from qspec_kernels import QSpecError, UsageError, num_threads
+
+_NEEDS = {
+    "transformers": (("transformers",), "Install it: pip install 'qspec[hf]'."),
+    "llama.cpp": (("llama_cpp", "gguf"), "Install them: pip install 'qspec[bench]'."),
+}
+NAMES = tuple(_NEEDS)
+
+
+class Transformers:
+    """transformers' own `generate`, in bf16, on a checkpoint directory."""
+
+    name = "transformers"
+    weights = "bf16"
+
+    def __init__(self, directory: Path):
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+        # nothing of the checkpoint's own settings: no end of text, no sampling
+        model.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=0)
+        self._model: Any = model.eval()
+
+    def decode(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> DecodingOutput:
+        """Prompts of several lengths are padded on the left, as its documentation asks."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        clock = _Clock()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            found = self._model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, streamer=clock
+            )
+        # the prompt is put first, then every new token of all rows at once
+        first, last = clock.times[1], clock.times[-1]
+        return peer_output(found[:, width:].tolist(), "bf16", first - began, last - first)
+
+
+class _Clock:
+    """A streamer that keeps the times."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def open_peers(
+    names: Sequence[str] | None, checkpoint: Callable[[], Path], scratch: Path, say: Callable[[str], None]
+) -> tuple[list[Entrant], list[dict[str, str]]]:
+    """(peers that are ready, {"peer", "reason"} of those that are not).
+
+    Parameters
+    ----------
+    names
+        Peers that must run; None for those that can.
+    checkpoint
+        Gives the directory of the weights, written when it is first needed.
+    scratch
+        Where GGUF files are written.
+
+    Raises
+    ------
+    UsageError
+        A name of no peer, or one that was asked for and cannot run.
+    """
+    peers: list[Entrant] = []
+    skipped = []
+    for name in NAMES if names is None else names:
+        try:
+            _check_installed(name)
+            say(f"preparing {name} ...")
+            peers += _open(name, checkpoint(), scratch)
+        except QSpecError as error:
+            if names is not None:
+                raise
+            skipped.append({"peer": name, "reason": f"{error.message}. {error.hint}".strip()})
+    return peers, skipped
+
+
+def check_names(names: Sequence[str] | None) -> None:
+    """Raise a `UsageError` for peers that there are not or that cannot be imported."""
+    for name in names or ():
+        if name not in _NEEDS:
+            raise UsageError(f"--peers has {name!r}, expected {' or '.join(NAMES)}")
+        _check_installed(name)
+
+
+def _check_installed(name: str) -> None:
+    modules, hint = _NEEDS[name]
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"{name} cannot run without {' and '.join(missing)}, not installed here", hint)
+
+
+def _open(name: str, directory: Path, scratch: Path) -> list[Entrant]:
+    if name == "transformers":
+        return [Transformers(directory)]
+    from qspec_decode.bench.gguf_file import write_gguf
+
+    files = {weights: scratch / f"{weights}.gguf" for weights in ("bf16", "q4_0")}
+    return [
+        LlamaCpp(write_gguf(directory, path, weights), weights, num_threads())
+        for weights, path in files.items()
+    ]

@@ -1,0 +1,80 @@
+"""A drawing of `qspec bench kernels --json`: every kernel under the roof of its machine.
+
+python -m qspec_decode.bench.roofline kernels.json roofline.svg
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qspec_kernels import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def roofline(document: Mapping[str, Any]) -> "Figure":
+    """Operations per second over operations per byte, a colour for each op, hollow for peers.
+
+    Only kernels that memory or arithmetic bounds are drawn, below the medians of what was measured as bounds.
+
+    Raises
+    ------
+    UsageError
+        Where matplotlib is not installed, or nothing in the document can be drawn.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(
+            "drawing needs matplotlib, which is not installed", "python -m pip install 'qspec[bench]'"
+        ) from error
+    rows = [row for row in document["rows"] if row["bound"]]
+    if not rows:
+        raise UsageError("no kernel in the document has a bound", "Time linears, attention or rescore.")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log")
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    for number, op in enumerate(ops):
+        own = [row for row in rows if row["op"] == op]
+        axes.plot(
+            [row["operations"] / row["bytes"] for row in own],
+            [row["gflops"] for row in own],
+            "o",
+            color=f"C{number % 10}",
+            fillstyle="none" if own[0]["peer"] else "full",
+            markersize=5,
+            label=op,
+        )
+    bandwidth = document["bounds"]["memory"]["median"]
+    intensities = [row["operations"] / row["bytes"] for row in rows]
+    left, right = min(intensities) / 2, max(intensities) * 2
+    for kind, peak in document["bounds"].items():
+        if kind != "memory":
+            knee = min(max(peak["median"] / bandwidth, left), right)
+            axes.plot([left, knee, right], [left * bandwidth, knee * bandwidth, peak["median"]], "k-", lw=0.8)
+            axes.annotate(
+                f"{kind}: {peak['median']:.0f} GFLOPS", (right, peak["median"]), ha="right", va="bottom"
+            )
+    axes.annotate(f"memory: {bandwidth:.0f} GB/s", (left, left * bandwidth), ha="left", va="bottom")
+    axes.set(xlabel="operations per byte", ylabel="GFLOPS", xlim=(left, right))
+    machine = document["machine"]
+    axes.set_title(
+        f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads, {machine['date'][:10]}"
+        f", commit {machine['commit']}",
+        fontsize=9,
+    )
+    axes.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def main(source: str, target: str) -> None:
+    """Draw the document in one file into another, whose ending says how."""
+    figure = roofline(json.loads(Path(source).read_text(encoding="utf-8")))
+    figure.savefig(target, metadata={"Date": None} if target.endswith(".svg") else None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
