@@ -18,10 +18,15 @@ OPS = (
     "hadamard",
     "hadamard_quantize_act",
     "rmsnorm",
+    "rmsnorm_quantize_act",
     "rope",
+    "rope_cache_write",
     "silu_mul",
+    "silu_mul_quantize_act",
     "cache_write",
     "attention",
+    "embedding",
+    "rescore",
 )
 # the flags that kernels ask for; a CPU has a hundred others
 CPU_FLAGS = (
@@ -74,20 +79,24 @@ def cpu_flags() -> list[str]:
 def read_bandwidth(num_bytes: int = _READ_BYTES, seconds: float = _READ_SECONDS) -> dict[str, Any]:
     """How fast memory is read: the bound of decoding, which reads every weight once per token.
 
-    The sum of a float32 vector too large for any cache, on two threads (one where there is one CPU), best
-    of as many passes as fit in the time: whatever disturbs a pass makes it slower.
+    Memory too large for any cache, on two threads (one where there is one CPU), best of as many passes as fit
+    in the time: whatever disturbs a pass makes it slower.
     """
     available = machine.available_bytes()
     if available is not None:
         num_bytes = min(num_bytes, available // 4)
     data = torch.ones(num_bytes // 4)
     before, threads = torch.get_num_threads(), min(2, machine.usable_cpus()["count"])
+    native = qspec_kernels.isa() != "torch"
     torch.set_num_threads(threads)
     try:
         passes, began = [], time.perf_counter()
         while len(passes) < 3 or time.perf_counter() - began < seconds:
             start = time.perf_counter()
-            data.sum()
+            if native:
+                qspec_kernels.read_pass(data)
+            else:
+                data.sum()
             passes.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
@@ -96,7 +105,7 @@ def read_bandwidth(num_bytes: int = _READ_BYTES, seconds: float = _READ_SECONDS)
         "threads": threads,
         "bytes": data.nbytes,
         "passes": len(passes),
-        "how": "torch.sum over float32, best pass",
+        "how": "a plain native loop, best pass" if native else "torch.sum over float32, best pass",
     }
 
 

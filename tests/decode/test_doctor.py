@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import qspec_kernels
 from qspec_decode import doctor, machine
 from qspec_decode.cli import app
+from qspec_kernels.backends import torch as torch_backend
 
 
 def make_machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
@@ -115,6 +116,11 @@ def test_available_memory_is_the_least_of_all_limits(
 def test_only_flags_that_kernels_ask_for_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qspec_kernels, "cpu_field", lambda name: "fpu avx2 fma amx_tile")
     assert doctor.cpu_flags() == ["avx2", "fma", "amx_tile"]
+
+
+def test_every_op_is_reported() -> None:
+    files = Path(torch_backend.__file__).parent.glob("[a-z]*.py")
+    assert set(doctor.OPS) == {file.stem for file in files}
 
 
 def test_measuring_the_bandwidth_leaves_the_threads_alone() -> None:
