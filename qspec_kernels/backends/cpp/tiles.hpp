@@ -33,7 +33,10 @@ inline void for_each_count(const Body& body) {
 // over them, several tasks for each thread where there is work enough, and no tasks at all (one slice) where
 // waking a worker would cost more than it saves.
 inline int64_t slice_rows(int64_t n, int64_t row_bytes, int64_t m, int64_t threads, int64_t multiple) {
-    constexpr int64_t cache = 256 << 10, worth_sharing = 64 << 10, least = 16 << 10;
+    constexpr int64_t worth_sharing = 64 << 10, least = 16 << 10;
+    // few rows pass over the weights once: nothing need stay, and the longer the stretch, the better it
+    // streams
+    const int64_t cache = m > 8 ? 256 << 10 : 1 << 20;
     const int64_t bytes = n * row_bytes;
     if (threads < 2 || bytes * (m < 8 ? m : 8) < worth_sharing) return n;
     int64_t wanted = bytes / (threads * 8);
