@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qspec_decode.commands.demo import Scale, status
+from qspec_decode.commands.demo import Scale, new_table, status
 from qspec_decode.commands.outcome import note
 
 if TYPE_CHECKING:
@@ -137,27 +137,9 @@ _EXPLANATION = (
 )
 
 
-def _new_table(title: str, headings: list[str]) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    table.add_column("", no_wrap=True, min_width=22)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
 def _plain_table(batch: dict[str, Any]) -> "Table":
     headings = ["weights", "tok/s", "quartiles", "step\nms", "GB/s", "of\nread", "outside\nms"]
-    table = _new_table(f"Batch {batch['batch']}: plain decoding", [*headings, "over\nours", "same text"])
+    table = new_table(f"Batch {batch['batch']}: plain decoding", [*headings, "over\nours", "same text"])
     steps = {
         one["precision"]: one
         for one in batch["passes"]
@@ -185,7 +167,7 @@ def _plain_table(batch: dict[str, Any]) -> "Table":
 
 def _ladder_table(batch: dict[str, Any]) -> "Table":
     headings = ["K", "tok/s", "speed\nup", "quartiles", "model", "for-\nmula", "c", "v", "alpha"]
-    table = _new_table(f"Batch {batch['batch']}: ladders", [*headings, "same\ntext"])
+    table = new_table(f"Batch {batch['batch']}: ladders", [*headings, "same\ntext"])
     for run in batch["runs"]:
         if not run["draft"]:
             continue
@@ -209,7 +191,7 @@ def _formula_table(batch: dict[str, Any]) -> "Table":
     """What every K should give, from the c, v and alpha that were measured."""
     runs = [run for run in batch["runs"] if run["draft"] and run["by_k"]]
     ks = [one["k"] for one in runs[0]["by_k"]] if runs else []
-    table = _new_table(f"Batch {batch['batch']}: the formula", [f"K={k}" for k in ks])
+    table = new_table(f"Batch {batch['batch']}: the formula", [f"K={k}" for k in ks])
     for run in runs:
         table.add_row(run["name"], *(f"{one['expected_speedup']:.2f}" for one in run["by_k"]))
     return table

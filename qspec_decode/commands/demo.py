@@ -132,12 +132,11 @@ def _reasons(runs: list[dict[str, Any]]) -> dict[str, list[str]]:
     return reasons
 
 
-def _table(runs: list[dict[str, Any]], temperature: float) -> "Table":
+def new_table(title: str, headings: list[str], first: str = "") -> "Table":
+    """A table of figures, whose first column, `first`, names what they are of."""
     from rich import box
     from rich.table import Table
 
-    greedy = temperature == 0
-    title = "Greedy" if greedy else f"Sampled at {temperature}"
     table = Table(
         title=title,
         title_justify="left",
@@ -146,10 +145,18 @@ def _table(runs: list[dict[str, Any]], temperature: float) -> "Table":
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    table.add_column("ladder", no_wrap=True, min_width=22)
-    headings = ["tok/s", "speed\nup", "\n\u00b1", "accep-\nted", "length", "bound", "8-\ngrams"]
-    for heading in [*headings, "same\ntext"] if greedy else headings:
+    table.add_column(first, no_wrap=True, min_width=22)
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _table(runs: list[dict[str, Any]], temperature: float) -> "Table":
+    greedy = temperature == 0
+    headings = ["tok/s", "speed\nup", "\n\u00b1", "accep-\nted", "length", "bound", "8-\ngrams"]
+    if greedy:
+        headings.append("same\ntext")
+    table = new_table("Greedy" if greedy else f"Sampled at {temperature}", headings, first="ladder")
     seen = set()
     for run in runs:
         if run["target"] not in seen:
