@@ -16,10 +16,10 @@ from qspec_decode.model import Transformer
 from qspec_decode.progress import track
 from qspec_decode.tokenizer import Tokenizer
 from qspec_decode.weights import LayerWeights, Weight, WeightSet
-from qspec_kernels import PackedWeight, largest_block, to_device_layout
+from qspec_kernels import PackedWeight, formats, largest_block, to_device_layout
 
-# elements of a matrix that are quantised at once, which bounds the memory it takes
-_QUANTISED_AT_ONCE = 1 << 17
+# elements of a matrix that are quantised at once: they stay in a core's cache and take little memory
+_QUANTISED_AT_ONCE = 1 << 15
 # (matrix, bias, norm before it)
 _Fused = tuple[Weight, Tensor | None, Tensor | None]
 _NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
@@ -114,7 +114,6 @@ class _Loader:
         for index in track(range(count), count, f"loading {self.checkpoint.directory.name}"):
             for name, layer in self._layer(index).items():
                 layers[name].append(layer)
-            memory.give_back()
         sets = {
             name: WeightSet(
                 tuple(layers[name]),
@@ -137,7 +136,7 @@ class _Loader:
         head = embedding if tied else self.checkpoint.read(tensors.HEAD)
         draft_head = None
         if "mxfp4" in options.sets and not options.keep_head:
-            draft_head = self._join_packed(self._quantise(head, "mxfp4", "quantising the output matrix"))
+            draft_head = formats.join(self._quantise(head, "mxfp4", "quantising the output matrix"))
         heads = {}
         half = head.to(torch.bfloat16) if set(options.sets) != {"fp32"} else head
         for name in options.sets:
@@ -152,6 +151,7 @@ class _Loader:
                 fields[name] |= {field: weight, f"{field}_bias": bias}
                 if norm is not None:
                     fields[name]["input_norm" if field == "qkv" else "post_norm"] = norm
+            memory.give_back()
         if self.config.qk_norm:
             for key in ("q_norm", "k_norm"):
                 norm = self._read(index, key).to(self.options.dtype)
@@ -169,6 +169,8 @@ class _Loader:
             keys = [key for key in (f"{part}_proj", f"{part}_bias") if key in self.shapes]
             plain = shared | {key: self._read(index, key) for key in keys}
             turned = self._rotate(plain) if self.options.rotated else plain
+            if self.options.rotated.issuperset(self.options.sets):
+                plain = turned
             for name in self.options.sets:
                 chosen = turned if name in self.options.rotated else plain
                 kept = name != "fp32" and self.options.keeps(index, field)
@@ -203,27 +205,18 @@ class _Loader:
 
     def _quantise(self, matrix: Tensor, name: str, what: str = "") -> list[PackedWeight]:
         """Some rows at a time, with a bar if it is told `what` to call it."""
-        rows = max(1, _QUANTISED_AT_ONCE // matrix.shape[1])
+        tile = formats.ROWS_TOGETHER
+        rows = max(1, _QUANTISED_AT_ONCE // matrix.shape[1] // tile) * tile
         group_size = self.options.group_size if name == "int4" else 32
         parts = matrix.split(rows)
         steps = track(parts, len(parts), what) if what else parts
-        return [prepare.quantise(part.float(), name, group_size) for part in steps]
+        quantised = (prepare.quantise(part.float(), name, group_size) for part in steps)
+        # float64 is computed by plain torch everywhere, which reads the canonical order
+        return [q if self.options.dtype == torch.float64 else to_device_layout(q) for q in quantised]
 
     def _join(self, pieces: list[Weight]) -> Weight:
         """Pieces, all dense or all packed, one below the other."""
         dense = [piece for piece in pieces if isinstance(piece, Tensor)]
         if dense:
             return dense[0] if len(dense) == 1 else torch.cat(dense)
-        return self._join_packed([piece for piece in pieces if isinstance(piece, PackedWeight)])
-
-    def _join_packed(self, pieces: list[PackedWeight]) -> PackedWeight:
-        """Pieces in canonical order as one weight, in the order of bytes that this machine reads."""
-        whole = PackedWeight(
-            torch.cat([piece.data for piece in pieces]),
-            torch.cat([piece.scales for piece in pieces]),
-            pieces[0].format,
-            (sum(piece.shape[0] for piece in pieces), pieces[0].shape[1]),
-            pieces[0].group_size,
-        )
-        # float64 is computed by plain torch everywhere, which reads the canonical order
-        return whole if self.options.dtype == torch.float64 else to_device_layout(whole)
+        return formats.join([piece for piece in pieces if isinstance(piece, PackedWeight)])

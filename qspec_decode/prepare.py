@@ -23,7 +23,7 @@ from qspec_kernels import PackedWeight, UsageError, formats, hadamard
 
 # elements that are rotated at once: they stay in cache through all the butterflies, five times faster
 # than whole matrices, and the float64 steps take little memory
-_AT_ONCE = 1 << 17
+_AT_ONCE = 1 << 15
 
 # the linears that read each norm's output
 _BEHIND_NORM = {
@@ -58,7 +58,7 @@ def rotate_layer(
 ) -> dict[str, Tensor]:
     """The weights of one decoder layer, or some of them, in the rotated basis of this module.
 
-    Computed in float64; each tensor comes back in the dtype it had, norm gains as ones.
+    Each transform is computed in float64 and comes back in the dtype the tensor had, norm gains as ones.
 
     Parameters
     ----------
@@ -89,14 +89,14 @@ def rotate_layer(
         elif name in _TO_RESIDUAL:
             # the out dimension last: what a matrix adds to the stream turns with the stream
             columns = tensor.movedim(0, -1)
-            turned = _by_rows(columns, torch.float64, lambda x: _rotate_residual(x, signs, hidden_block))
+            turned = _by_rows(columns, tensor.dtype, lambda x: _rotate_residual(x, signs, hidden_block))
             value = turned.movedim(-1, 0)
             if name == "o_proj":
                 _check_width(name, tensor.shape[1], num_heads * head_dim, "num_heads * head_dim")
                 value = _by_rows(value, tensor.dtype, lambda x: _transform(x, heads_block))
             elif name == "down_proj":
                 value = _by_rows(value, tensor.dtype, lambda x: _transform(x, intermediate_block))
-            rotated[name] = value.to(tensor.dtype).contiguous()
+            rotated[name] = value.contiguous()
         elif name in _BEHIND_NORM.values():
             rotated[name] = torch.ones_like(tensor)
         else:

@@ -6,16 +6,30 @@ beside `pack` and `unpack`. The others, `<canonical>_<order>`, hold the same cod
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from qspec_kernels.errors import FormatError
 from qspec_kernels.formats.activation import QuantizedActivation
 from qspec_kernels.formats.packed import PackedWeight
 
-__all__ = ["PackedWeight", "QuantizedActivation", "canonical", "convert", "dequantize", "get", "names"]
+__all__ = [
+    "PackedWeight",
+    "QuantizedActivation",
+    "canonical",
+    "convert",
+    "dequantize",
+    "get",
+    "join",
+    "names",
+]
+
+# rows of a weight that an order may keep in one tile; canonical orders hold row after row
+ROWS_TOGETHER = 16
 
 
 @lru_cache
@@ -69,6 +83,36 @@ def convert(packed: PackedWeight, name: str) -> PackedWeight:
             f"Quantise the original weight with formats.{canonical(name)}.quantize.",
         )
     return target.pack(*get(packed.format).unpack(packed), packed.group_size)
+
+
+def join(parts: Sequence[PackedWeight]) -> PackedWeight:
+    """Weights of one format and input width, one below the other, as one.
+
+    Bytes are only moved, unless a part that is not the last ends within a tile of rows.
+
+    Raises
+    ------
+    FormatError
+        If the parts differ in more than their rows.
+    """
+    first = parts[0]
+    kinds = {(part.format, part.shape[1], part.group_size) for part in parts}
+    if len(kinds) > 1:
+        raise FormatError(
+            f"cannot join weights of (format, input width, group size) {sorted(kinds)}; expected one kind",
+            "Convert them to one format, or quantise them alike.",
+        )
+    plain = canonical(first.format)
+    if first.format != plain and any(part.shape[0] % ROWS_TOGETHER for part in parts[:-1]):
+        return convert(join([convert(part, plain) for part in parts]), first.format)
+    scale_axis = getattr(get(first.format), "SCALE_ROW_AXIS", 0)
+    return PackedWeight(
+        torch.cat([part.data for part in parts]),
+        torch.cat([part.scales for part in parts], scale_axis),
+        first.format,
+        (sum(part.shape[0] for part in parts), first.shape[1]),
+        first.group_size,
+    )
 
 
 def dequantize(packed: PackedWeight) -> Tensor:

@@ -67,6 +67,24 @@ def test_convert_there_and_back_keeps_every_byte(name: str, n: int, k: int) -> N
     assert torch.equal(formats.dequantize(there).nan_to_num(), formats.dequantize(packed).nan_to_num())
 
 
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("rows", [(32, 16, 5), (16, 16), (7,), (5, 16, 3)], ids=str)
+def test_joined_parts_are_the_whole(name: str, rows: tuple[int, ...]) -> None:
+    codes, scales = random_codes(name, sum(rows), 100, 32)
+    pack = formats.get(name).pack
+    parts = [pack(c, s, 32) for c, s in zip(codes.split(rows), scales.split(rows), strict=True)]
+    joined, whole = formats.join(parts), pack(codes, scales, 32)
+    assert torch.equal(joined.data, whole.data)
+    assert torch.equal(joined.scales, whole.scales)
+    assert (joined.format, joined.shape, joined.group_size) == (name, (sum(rows), 100), 32)
+
+
+def test_parts_of_two_kinds_are_not_joined() -> None:
+    parts = [formats.get("mxfp4").pack(*random_codes("mxfp4", 16, k, 32)) for k in (64, 96)]
+    with pytest.raises(FormatError, match=r"cannot join weights of .*'mxfp4', 64, 32"):
+        formats.join(parts)
+
+
 @pytest.mark.parametrize("name", [name for name in formats.names() if name.endswith("tiles16")])
 def test_tiles_follow_the_documented_formula(name: str) -> None:
     """Byte j of row r, chunk c, tile t holds codes (16 t + r, 8 c + j) and (16 t + r, 8 c + 4 + j)."""
@@ -163,7 +181,7 @@ def test_bad_input_names_value_and_expectation() -> None:
     int4, mxfp4 = formats.get("int4"), formats.get("mxfp4")
     codes, scales = random_codes("int4", 4, 64, 32)
     cases = [
-        (lambda: formats.get("int5"), "int5.*int4, int4_tiles16"),
+        (lambda: formats.get("int5"), "int5.*int4, .*mxfp4_tiles16"),
         (lambda: formats.convert(int4.pack(codes, scales, 32), "mxfp4"), "different codes"),
         (lambda: formats.convert(int4.pack(codes, scales, 32), "int5"), "unknown weight format 'int5'"),
         (lambda: int4.pack(codes, scales, 64), r"groups of 64 have shape \[4, 1\], got \[4, 2\]"),
