@@ -23,10 +23,15 @@ OPS = (
     "rope_cache_write",
     "silu_mul",
     "silu_mul_quantize_act",
+    "silu_mul_hadamard_quantize_act",
     "cache_write",
     "attention",
     "embedding",
     "rescore",
+    "argmax",
+    "softmax",
+    "draw",
+    "draw_residual",
 )
 # the flags that kernels ask for; a CPU has a hundred others
 CPU_FLAGS = (

@@ -113,18 +113,22 @@ class ModelLevel:
         counts = torch.minimum(counts, self._model.max_positions - lengths).clamp(min=0)
         k = int(counts.max())
         ids = torch.zeros(len(rows), k, dtype=torch.int64)
-        probs = None if self._run.sampling.greedy else torch.zeros(len(rows), k, self._model.vocab_size)
+        probs = None
         done = torch.zeros_like(counts)
         while bool((left := counts - done).any()):
             at = left.nonzero()[:, 0]
             emission = self.round(rows[at], lengths[at] + done[at], left[at])
+            if probs is None and emission.probs is not None:
+                # every real place is filled below, and no other is read: a large vocabulary is worth that
+                probs = emission.probs.new_empty(len(rows), k, self._model.vocab_size)
             for j in range(emission.ids.shape[1]):
                 # column j of the emission is real for the rows that emitted more than j tokens
                 real = emission.num_tokens > j
                 to = at[real]
                 ids[to, done[to] + j] = emission.ids[real, j]
                 if probs is not None and emission.probs is not None:
-                    probs[to, done[to] + j] = emission.probs[real, j]
+                    source = emission.probs[:, j] if len(to) == len(at) else emission.probs[real, j]
+                    probs.flatten(0, 1).index_copy_(0, to * k + done[to] + j, source)
             done[at] += emission.num_tokens
         return Proposal(ids, counts, probs)
 

@@ -30,6 +30,7 @@ from qspec_kernels import (
     rmsnorm_quantize_act,
     rope_cache_write,
     silu_mul,
+    silu_mul_hadamard_quantize_act,
     silu_mul_quantize_act,
 )
 
@@ -188,13 +189,8 @@ class Transformer:
         x = linear(h, layer.o, layer.o_bias, act=_act(h, layer.o, act), residual=x)
 
         h = self._normed_linear(x, layer.post_norm, layer.gate_up, layer.gate_up_bias, act)
-        quantization = _quantization(layer.down, act)
-        if weights.signs is not None:
-            h = _rotated(silu_mul(h), config.intermediate_block, layer.down, act)
-        elif quantization is not None:
-            h = silu_mul_quantize_act(h, **quantization)
-        else:
-            h = silu_mul(h)
+        block = None if weights.signs is None else config.intermediate_block
+        h = _gated(h, block, layer.down, act)
         return linear(h, layer.down, layer.down_bias, act=_act(h, layer.down, act), residual=x)
 
     def _normed_linear(
@@ -241,8 +237,18 @@ def _act(x: Tensor | QuantizedActivation, weight: Weight, act: str) -> str:
     return act if isinstance(x, Tensor) and isinstance(weight, PackedWeight) else "a16"
 
 
+def _gated(gate_up: Tensor, block: int | None, weight: Weight, act: str) -> Tensor | QuantizedActivation:
+    """The input of down_proj; `block` is the width of its rotation, None in a set that is not rotated."""
+    quantization = _quantization(weight, act)
+    if quantization is None:
+        return silu_mul(gate_up) if block is None else hadamard(silu_mul(gate_up), block=block)
+    if block is None:
+        return silu_mul_quantize_act(gate_up, **quantization)
+    return silu_mul_hadamard_quantize_act(gate_up, block=block, **quantization)
+
+
 def _rotated(h: Tensor, block: int, weight: Weight, act: str) -> Tensor | QuantizedActivation:
-    """The input of o_proj or down_proj in a rotated set."""
+    """The input of o_proj in a rotated set."""
     quantization = _quantization(weight, act)
     if quantization is None:
         return hadamard(h, block=block)

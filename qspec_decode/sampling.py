@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qspec_decode import checks
 from qspec_decode.noise import Seed, parse_seed
-from qspec_kernels import QSpecError, UsageError
+from qspec_kernels import QSpecError, UsageError, argmax, softmax
+from qspec_kernels import draw as draw_rows
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ def most_probable(logits: Float[Tensor, "*n vocab"]) -> Int64[Tensor, "*n"]:
     QSpecError
         As `probabilities`.
     """
-    highest, ids = logits.max(-1)
-    _check_finite(highest)
+    ids = argmax(logits)
+    _refuse(ids < 0)
     return ids
 
 
-def _check_finite(highest: Tensor) -> None:
-    if not bool(highest.isfinite().all()):
+def _refuse(rows: Tensor) -> None:
+    if bool(rows.any()):
         raise QSpecError(
             "the model returned logits that are NaN or without a finite maximum; expected finite ones",
             "Look for weights that are not finite or that overflow, or run the target in another precision.",
@@ -128,15 +129,11 @@ def probabilities(logits: Float[Tensor, "*n vocab"], params: SamplingParams) -> 
     QSpecError
         Logits with a NaN, or without a finite maximum: there is no distribution to draw from.
     """
-    # the maximum is taken out first: at a tiny temperature the quotient would overflow
-    highest = logits.amax(-1, keepdim=True)
-    _check_finite(highest)
-    # and one that rounds to zero would divide zero by zero
-    scaled = (logits - highest) / max(params.temperature, torch.finfo(logits.dtype).tiny)
     if 0 < params.top_k < logits.shape[-1]:
-        kth = scaled.topk(params.top_k, dim=-1).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < kth, -torch.inf)
-    probs = scaled.softmax(-1)
+        kth = logits.topk(params.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    probs = softmax(logits, params.temperature)
+    _refuse(probs[..., 0].isnan())
     if params.top_p < 1:
         ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1, dtype=torch.float64) - ordered
@@ -151,6 +148,4 @@ def draw(weights: Float[Tensor, "*n vocab"], uniforms: Float64[Tensor, "*n"]) ->
 
     Weights need not be normalised. An id of weight 0 is never drawn.
     """
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    threshold = uniforms[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return draw_rows(weights.reshape(-1, weights.shape[-1]), uniforms.reshape(-1)).view(uniforms.shape)

@@ -20,8 +20,11 @@ from qspec_kernels.formats import PackedWeight as PackedWeight
 from qspec_kernels.formats import QuantizedActivation as QuantizedActivation
 from qspec_kernels.hadamard_matrix import hadamard_matrix as hadamard_matrix
 from qspec_kernels.hadamard_matrix import largest_block as largest_block
+from qspec_kernels.ops.argmax import argmax as argmax
 from qspec_kernels.ops.attention import attention as attention
 from qspec_kernels.ops.cache_write import cache_write as cache_write
+from qspec_kernels.ops.draw import draw as draw
+from qspec_kernels.ops.draw_residual import draw_residual as draw_residual
 from qspec_kernels.ops.embedding import embedding as embedding
 from qspec_kernels.ops.hadamard import hadamard as hadamard
 from qspec_kernels.ops.hadamard_quantize_act import hadamard_quantize_act as hadamard_quantize_act
@@ -35,7 +38,11 @@ from qspec_kernels.ops.rope_cache_write import HeadNorm as HeadNorm
 from qspec_kernels.ops.rope_cache_write import RotaryEmbedding as RotaryEmbedding
 from qspec_kernels.ops.rope_cache_write import rope_cache_write as rope_cache_write
 from qspec_kernels.ops.silu_mul import silu_mul as silu_mul
+from qspec_kernels.ops.silu_mul_hadamard_quantize_act import (
+    silu_mul_hadamard_quantize_act as silu_mul_hadamard_quantize_act,
+)
 from qspec_kernels.ops.silu_mul_quantize_act import silu_mul_quantize_act as silu_mul_quantize_act
+from qspec_kernels.ops.softmax import softmax as softmax
 from qspec_kernels.precision import PRECISIONS as PRECISIONS
 from qspec_kernels.precision import Precision as Precision
 from qspec_kernels.precision import precision as precision

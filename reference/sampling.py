@@ -25,6 +25,14 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     return torch.tensor(probs, dtype=torch.float64)
 
 
+def argmax(logits: Tensor) -> int:
+    """The lowest index of the highest value; -1 where that is not finite or one value is NaN."""
+    values = logits.tolist()
+    if any(value != value for value in values) or not -torch.inf < max(values) < torch.inf:
+        return -1
+    return values.index(max(values))
+
+
 def draw(weights: Tensor, uniform: float) -> int:
     """The first id at which the running sum of weights exceeds `uniform` times the whole sum."""
     total, running = sum(weights.tolist()), 0.0

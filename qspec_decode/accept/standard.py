@@ -6,8 +6,9 @@ Whatever the drafter, the emitted tokens are distributed exactly as the target's
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
-from qspec_decode.sampling import draw
+from qspec_kernels import draw, draw_residual
 
 LOSSLESS = True
 
@@ -40,24 +41,26 @@ def accept(
     Number of accepted drafts per row, and the id that follows them.
     """
     rows, k = draft_ids.shape
-    row = torch.arange(rows, device=draft_ids.device)
-    ids = draft_ids.clamp(0, target_probs.shape[-1] - 1)[..., None]
-    p = target_probs[:, :k].gather(2, ids)[..., 0].double()
-    q = torch.ones_like(p) if draft_probs is None else draft_probs.gather(2, ids)[..., 0].double()
+    ids = draft_ids.clamp(0, target_probs.shape[-1] - 1)
+    p = target_probs[:, :k].gather(2, ids[..., None])[..., 0].double()
+    q = torch.ones_like(p) if draft_probs is None else draft_probs.gather(2, ids[..., None])[..., 0].double()
     real = torch.arange(k, device=draft_ids.device) < num_draft_tokens[:, None]
     # u < p / q without the division; strict, so that p = 0 never stands and p = q always does
     stands = (coins * q < p) & real
     num_accepted = stands.long().cumprod(1).sum(1)
 
-    following = target_probs[row, num_accepted]
     refused = num_accepted < num_draft_tokens
-    if k > 0 and bool(refused.any()):
-        at = num_accepted.clamp(max=k - 1)
-        if draft_probs is None:
-            residual = following.scatter(1, ids[row, at], 0.0)
-        else:
-            residual = (following - draft_probs[row, at]).clamp(min=0)
-        # p and q equal up to rounding leave no residual mass: p itself is then the right limit
-        usable = refused & (residual.sum(-1) > 0)
-        following = torch.where(usable[:, None], residual, following)
-    return num_accepted, draw(following, draws.gather(1, num_accepted[:, None])[:, 0])
+    number = draws.gather(1, num_accepted[:, None])[:, 0]
+    # rows of the distributions are named and not gathered, so that the draw alone reads whole vocabularies
+    row = torch.arange(rows, device=draft_ids.device)
+    p_rows = row * (k + 1) + num_accepted
+    if draft_probs is None:
+        # q is one at the refused id: what is left of p is all but that
+        at = pad(ids, (0, 1)).gather(1, num_accepted[:, None])[:, 0]
+        following = draw(target_probs.flatten(0, 1), number, rows=p_rows, without=at.where(refused, -1))
+    else:
+        q_rows = (row * k + num_accepted).where(refused, -1)
+        following = draw_residual(
+            target_probs.flatten(0, 1), draft_probs.flatten(0, 1), number, p_rows=p_rows, q_rows=q_rows
+        )
+    return num_accepted, following

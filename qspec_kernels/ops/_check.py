@@ -21,6 +21,13 @@ def floating(name: str, x: Tensor) -> None:
         )
 
 
+def unrounded(name: str, x: Tensor) -> None:
+    """`x` is float32 or float64, where a 16-bit dtype would merge what must be told apart."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise UsageError(f"{name} is {x.dtype}; expected float32 or float64", f"Convert it: {name}.float().")
+    floating(name, x)
+
+
 def axes(name: str, tensor: Tensor, *expected: str) -> None:
     """`tensor` has as many dimensions as there are names for them."""
     if tensor.ndim != len(expected):

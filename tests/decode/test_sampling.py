@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec_decode.sampling import SamplingParams, draw, probabilities
+from qspec_decode.sampling import SamplingParams, draw, most_probable, probabilities
 from qspec_kernels import QSpecError
 from reference import sampling as reference
 from tests.decode.chi_square import fit
@@ -27,6 +27,17 @@ def test_probabilities_equal_the_reference(temperature: float, top_k: int, top_p
         expected = reference.probabilities(given, temperature, top_k, top_p)
         assert torch.equal(row > 0, expected.float() > 0)
         assert torch.allclose(row.double(), expected, rtol=2e-5, atol=1e-9)
+
+
+def test_a_large_vocabulary_takes_the_same_way() -> None:
+    """More ids than one thread's piece of a row."""
+    x = logits(10, 3, 7000)
+    found = probabilities(x, SamplingParams(temperature=0.7))
+    numbers = torch.tensor([0.0, 0.5, LAST], dtype=torch.float64)
+    for row, given, number, token in zip(found, x, numbers, draw(found, numbers), strict=True):
+        assert torch.allclose(row.double(), reference.probabilities(given, 0.7), rtol=2e-5, atol=1e-12)
+        assert reference.draw(row.double(), float(number)) == token
+        assert most_probable(given) == reference.argmax(given)
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), FILTERS)
@@ -80,8 +91,12 @@ def test_masked_ids_have_probability_zero_under_every_filter() -> None:
 @pytest.mark.parametrize("row", [[0.0, float("nan"), 1.0], [-torch.inf] * 3, [0.0, torch.inf, 1.0]])
 def test_logits_without_a_distribution_are_an_error_and_no_id(row: list[float]) -> None:
     """NaN would end behind the last id, and be emitted."""
+    bad = torch.tensor([[0.0, 1.0, 2.0], row])
+    for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=2, top_p=0.5)):
+        with pytest.raises(QSpecError, match="NaN or without a finite maximum"):
+            probabilities(bad, params)
     with pytest.raises(QSpecError, match="NaN or without a finite maximum"):
-        probabilities(torch.tensor([[0.0, 1.0, 2.0], row]), SamplingParams(temperature=1.0))
+        most_probable(bad)
 
 
 def test_draw_equals_the_reference_on_a_fine_grid_of_numbers() -> None:

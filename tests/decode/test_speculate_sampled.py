@@ -4,10 +4,12 @@
 """
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
+from qspec_decode.accept import standard
 from qspec_decode.generate import generate
 from qspec_decode.ladder import DraftModel
 from qspec_decode.speculate import speculate
@@ -106,6 +108,37 @@ def test_a_draft_equal_to_the_target_is_always_accepted(temperature: float, k: i
         assert level.num_draft_tokens > 1000
         assert level.acceptance_rate == 1.0
         assert level.per_token_acceptance == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_draft_declares_the_very_numbers_that_it_drew_from(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    tables = random_tables(30, 2, {"mxfp4a8": 1.0})
+    model = TabularModel({name: table.to(dtype) for name, table in tables.items()})
+    declared: list[torch.Tensor] = []
+    drawn_from: list[torch.Tensor] = []
+    accept, draw = standard.accept, standard.draw
+
+    def spying(ids: Any, num: Any, q: Any, p: Any, coins: Any, draws: Any) -> Any:
+        if q is not None:
+            declared.append(q[0, : int(num[0])])
+        return accept(ids, num, q, p, coins, draws)
+
+    def drawing(weights: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        drawn_from.append(weights[options["rows"]])
+        return draw(weights, *rest, **options)
+
+    monkeypatch.setattr(standard, "accept", spying)
+    monkeypatch.setattr(standard, "draw", drawing)
+    speculate(
+        model, [[1, 2]], draft="mxfp4", num_speculative_tokens=3, max_new_tokens=10, temperature=1.0, seed=1
+    )
+    assert len(declared) > 1
+    assert all(q.dtype == dtype for q in declared)
+    # the first draw is the target's own, behind the prompt
+    rows = torch.cat(drawn_from[1:])
+    assert all(any(torch.equal(q, row) for row in rows) for q in torch.cat(declared))
 
 
 def test_a_mutant_changes_nothing_once_it_is_over() -> None:

@@ -43,6 +43,18 @@ def test_silu_mul_quantize_act(backend, rng, dtype, quantization, width):
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=str)
+@pytest.mark.parametrize(("width", "block"), [(1, 1), (12, None), (48, 24), (40, 4), (1024, 512)])
+def test_silu_mul_hadamard_quantize_act(backend, rng, dtype, quantization, width, block):
+    x = torch.randn(5, 2 * width, generator=rng).to(dtype)
+    x[2] = 0
+    for diagonal in (None, torch.randn(width, generator=rng)):
+        fused = qk.silu_mul_hadamard_quantize_act(x, block=block, diagonal=diagonal, **quantization)
+        turned = qk.hadamard(qk.silu_mul(x), block=block, diagonal=diagonal)
+        assert same_activation(fused, qk.quantize_act(turned, **quantization))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
 @pytest.mark.parametrize("cache_dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("d", [2, 32, 80])
@@ -114,6 +126,16 @@ def test_a_fused_op_that_skips_a_rounding_is_noticed(mutate, rng):
     x, gain = torch.randn(5, 1000, generator=rng).bfloat16(), torch.rand(1000, generator=rng)
     fused = qk.rmsnorm_quantize_act(x, gain, 1e-5)
     assert not same_activation(fused, qk.quantize_act(qk.rmsnorm(x, gain, 1e-5)))
+
+
+def test_a_rotation_of_unrounded_gates_is_noticed(mutate, rng):
+    def wrong(right, x, *rest):
+        return right(x.float(), *rest)
+
+    mutate("silu_mul_hadamard_quantize_act", wrong)
+    x = torch.randn(5, 96, generator=rng).bfloat16()
+    fused = qk.silu_mul_hadamard_quantize_act(x)
+    assert not same_activation(fused, qk.quantize_act(qk.hadamard(qk.silu_mul(x))))
 
 
 def test_a_residual_before_the_rounding_is_noticed(mutate, rng):

@@ -1,11 +1,13 @@
 """The native library: which one is chosen, what it refuses, what it depends on, and its threads."""
 
 import ctypes
+import errno
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +142,37 @@ def test_best_library_for_the_flags_is_chosen(isa, monkeypatch):
     dispatch.reset()
     library.load()
     assert opened == [isa]
+
+
+def refuse_tiles(monkeypatch) -> None:
+    """The CPU has AMX and every library is built, but the system does not grant the tile registers."""
+
+    def opened(path: str) -> SimpleNamespace:
+        def qspec_source_hash() -> bytes:
+            return b"any"
+
+        refused = errno.EPERM if "amx" in path else 0
+        return SimpleNamespace(qspec_source_hash=qspec_source_hash, qspec_request_tiles=lambda: refused)
+
+    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library.REQUIRED_FLAGS["amx"]))
+    monkeypatch.setattr(library, "source_hash", lambda sources: None)
+    monkeypatch.setattr(library.ctypes, "CDLL", opened)
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    dispatch.reset()
+
+
+def test_library_that_the_system_refuses_is_passed_over(monkeypatch):
+    monkeypatch.delenv(library.ENVIRONMENT, raising=False)
+    refuse_tiles(monkeypatch)
+    with pytest.warns(UserWarning, match="tile registers of AMX: Operation not permitted; slower kernels"):
+        assert library.load().isa == "avx512bf16"
+
+
+def test_library_that_the_system_refuses_is_not_replaced_when_asked_for(monkeypatch):
+    monkeypatch.setenv(library.ENVIRONMENT, "amx")
+    refuse_tiles(monkeypatch)
+    with pytest.raises(UsageError, match=r"ISA=amx: the system refuses[\s\S]*QSPEC_CPU_ISA=avx512bf16"):
+        library.load()
 
 
 def test_flags_are_read_from_cpuinfo(tmp_path):

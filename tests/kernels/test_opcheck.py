@@ -22,6 +22,7 @@ def samples(name: str) -> list[tuple]:
     weight, bias = torch.randn(7, 48, generator=rng), torch.randn(7, generator=rng)
     int4, mxfp4 = (quantized(kind, weight, 32).packed for kind in ("int4", "mxfp4"))
     index = torch.tensor([0, 1])
+    uniforms = torch.rand(7, generator=rng, dtype=torch.float64)
     cache = torch.randn(2, 1, 8, 4, generator=rng)
     k = torch.randn(2, 1, 4, generator=rng)
     heads = k.repeat(1, 3, 1).flatten(1)
@@ -51,6 +52,20 @@ def samples(name: str) -> list[tuple]:
         ],
         "silu_mul": [(x,), (turned.bfloat16(),)],
         "silu_mul_quantize_act": [(x, 8, 24, 1.0), (turned.bfloat16(), 4, 7, 0.9)],
+        "silu_mul_hadamard_quantize_act": [
+            (x, weight[0, :24], 12, 8, 24, 1.0),
+            (turned.bfloat16(), None, 24, 4, 7, 0.9),
+        ],
+        "argmax": [(x,), (turned.double(),)],
+        "softmax": [(x, 0.7), (turned.double(), 1.0)],
+        "draw": [
+            (weight.abs(), uniforms, None, None),
+            (turned.double().abs(), uniforms, index.repeat(4)[:7], index.repeat(4)[:7] - 1),
+        ],
+        "draw_residual": [
+            (weight.abs(), weight.abs() / 2, uniforms, None, None),
+            (turned.double().abs(), turned.abs(), uniforms, index.repeat(4)[:7], index.repeat(4)[:7] - 1),
+        ],
         "embedding": [
             (weight, index, True, torch.float32),
             (weight.bfloat16(), index, False, torch.float64),
@@ -84,7 +99,7 @@ def test_opcheck(name):
 
 
 def test_every_op_has_samples():
-    assert len(NAMES) == 16
+    assert len(NAMES) == 21
     assert all(samples(name) for name in NAMES)
 
 

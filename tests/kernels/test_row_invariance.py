@@ -69,7 +69,7 @@ def linears(rng: torch.Generator, k: int, n: int) -> dict[str, Rowwise]:
 def others(rng: torch.Generator, k: int) -> dict[str, Rowwise]:
     """The ops that keep the width, as functions of x [M, k]; widths are made ones that each op takes."""
     weight = torch.rand(k, generator=rng)
-    even, block = k // 2 * 2, k // 4 * 4
+    even, block, eight = k // 2 * 2, k // 4 * 4, k // 8 * 8
     return {
         "rmsnorm": lambda x: qk.rmsnorm(x, weight, 1e-6),
         "silu_mul": lambda x: qk.silu_mul(x[:, :even]),
@@ -78,6 +78,9 @@ def others(rng: torch.Generator, k: int) -> dict[str, Rowwise]:
         "quantize_act of whole rows": lambda x: numbers(qk.quantize_act(x)),
         "rmsnorm_quantize_act": lambda x: numbers(qk.rmsnorm_quantize_act(x, weight, bits=4, group_size=32)),
         "silu_mul_quantize_act": lambda x: numbers(qk.silu_mul_quantize_act(x[:, :even])),
+        "silu_mul_hadamard_quantize_act": lambda x: numbers(
+            qk.silu_mul_hadamard_quantize_act(x[:, :eight], block=4)
+        ),
     }
 
 

@@ -27,7 +27,7 @@ constexpr int kBlock = 64;
 constexpr int kParts = kBlock / kLanes;
 constexpr int kQueries = 32;
 constexpr int kJoint =
-    kPackedAccumulators >= 16 ? 4 : 1;  // queries whose accumulators fit the registers together
+    kFloatAccumulators >= 16 ? 4 : 1;  // queries whose accumulators fit the registers together
 
 struct Call {
     void* out;

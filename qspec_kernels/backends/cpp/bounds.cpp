@@ -1,6 +1,7 @@
 // What bounds every other kernel, to be measured beside them: reading memory by a plain loop, and multiplying
 // and adding in registers with the instructions that the linears use.
 
+#include "amx_tiles.hpp"
 #include "bf16_weights.hpp"
 #include "program.hpp"
 #include "simd.hpp"
@@ -75,6 +76,22 @@ void compute(int64_t iterations, Sum start, W w, X x, const Step& step) {
     asm volatile("" : : "r"(&sums) : "memory");
 }
 
+#if defined(QSPEC_HAS_TILES)
+// The four products of a linear's step, again and again.
+template <class Tiles>
+void compute_tiles(int64_t iterations) {
+    const TileScope scope({kTileRows, 64, kTileRows});
+    zero_sums();
+    for_each_count<4>([](auto operand) { zero_tile<4 + decltype(operand)::value>(); });
+    for (int64_t i = 0; i < iterations; ++i) {
+        Tiles::template dot<0, 4, 6>();
+        Tiles::template dot<1, 4, 7>();
+        Tiles::template dot<2, 5, 6>();
+        Tiles::template dot<3, 5, 7>();
+    }
+}
+#endif
+
 }  // namespace
 
 // The sum of all 32-bit words, so that every byte is read and the caller can tell.
@@ -94,6 +111,17 @@ QSPEC_RECORDABLE(read_pass)
 // and an addition are two operations.
 QSPEC_EXPORT int qspec_compute_pass(int64_t* operations, int64_t kind, int64_t iterations, int64_t threads) {
     const int64_t tasks = threads < 1 ? 1 : threads;
+#if defined(QSPEC_HAS_TILES)
+    if (kind > 0) {
+        const int64_t depth = kind == 1 ? 32 : 64;
+        *operations = 2 * 4 * kSumLanes * depth * iterations * tasks;
+        parallel_ranges(tasks, 1, threads, [&](int64_t begin, int64_t end, int64_t) {
+            for (int64_t task = begin; task < end; ++task)
+                kind == 1 ? compute_tiles<Bf16Tiles>(iterations) : compute_tiles<ByteTiles>(iterations);
+        });
+        return kDone;
+    }
+#endif
     const int64_t products = kind == 0 ? kLanes : kind == 1 ? 2 * kLanes : 8 * kLanes;
     *operations = 2 * products * kChains * iterations * tasks;
     parallel_ranges(tasks, 1, threads, [&](int64_t begin, int64_t end, int64_t) {

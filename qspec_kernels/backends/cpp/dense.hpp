@@ -51,8 +51,11 @@ inline void dense_tile(const DenseCall<Weights>& call, int64_t n, int64_t m, int
     constexpr int step = Weights::kStep;
     const auto* w = call.weight + n * call.k;
     const auto* x = call.x + m * call.padded_k;
+    // Every loop over the tile is unrolled: one that is not would move the sums through the stack.
     f32 sum[kRows][kColumns];
+#pragma GCC unroll 32
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 32
         for (int c = 0; c < kColumns; ++c)
             sum[r][c] = k_begin ? load(carry + (r * kColumns + c) * kLanes) : zero();
 
@@ -62,31 +65,40 @@ inline void dense_tile(const DenseCall<Weights>& call, int64_t n, int64_t m, int
         // behind the end of this part of the rows comes the same part of the next tile's
         const int64_t ahead = k + Weights::kPrefetch;
         const auto* next = w + (ahead < k_end ? ahead : ahead - k_end + k_begin + kRows * call.k);
+#pragma GCC unroll 32
         for (int r = 0; r < kRows; ++r) {
             __builtin_prefetch(next + r * call.k);
             wv[r] = Weights::load_weights(w + r * call.k + k);
         }
+#pragma GCC unroll 32
         for (int c = 0; c < kColumns; ++c) {
             const auto xv = Weights::load_x(x + c * call.padded_k + k);
+#pragma GCC unroll 32
             for (int r = 0; r < kRows; ++r) sum[r][c] = Weights::multiply_add(sum[r][c], wv[r], xv);
         }
     }
     if (k_end < call.k) {
+#pragma GCC unroll 32
         for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 32
             for (int c = 0; c < kColumns; ++c) store(carry + (r * kColumns + c) * kLanes, sum[r][c]);
         return;
     }
     if (whole < call.k) {
+#pragma GCC unroll 32
         for (int r = 0; r < kRows; ++r) {
             typename Weights::Stored last[step] = {};
             memcpy(last, w + r * call.k + whole, sizeof(last[0]) * (call.k - whole));
             const auto wv = Weights::load_weights(last);
+#pragma GCC unroll 32
             for (int c = 0; c < kColumns; ++c)
                 sum[r][c] =
                     Weights::multiply_add(sum[r][c], wv, Weights::load_x(x + c * call.padded_k + whole));
         }
     }
+#pragma GCC unroll 32
     for (int c = 0; c < kColumns; ++c)
+#pragma GCC unroll 32
         for (int r = 0; r < kRows; ++r) {
             float value = reduce_add(sum[r][c]);
             if (call.bias) value += call.bias[n + r];
@@ -108,10 +120,11 @@ inline float* dense_strip(const DenseCall<Weights>& call, int64_t begin, int64_t
     return carry;
 }
 
-// A block: weight rows, rows of x, and bytes of K; its weights fit the first-level cache.
-constexpr int64_t kBlockRows = 16;
-constexpr int64_t kBlockColumns = 32;
-constexpr int64_t kBlockBytes = 2048;
+// A block: weight rows, rows of x, and bytes of K. Of this part of K the rows of x that a register tile
+// takes, and the weight rows of two, fit the first-level cache; the block's weights fit the second.
+constexpr int64_t kBlockRows = 32;
+constexpr int64_t kBlockColumns = 48;
+constexpr int64_t kBlockBytes = 4096;
 
 // Few rows of x (a decode step) stay in the caches next to the core, and each weight row is read once from
 // end to end. With more rows K is cut into parts, so that a part of the weights and of x serves many tiles

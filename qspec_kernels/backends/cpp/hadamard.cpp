@@ -18,10 +18,7 @@ QSPEC_EXPORT int qspec_hadamard(void* out, const void* x, int64_t bf16, const in
     if (!signs.ok() || !work.ok()) return kOutOfMemory;
     spread_signs(signs.get(), base, base_size, transpose != 0);
     const auto scale = [&](float* row, int64_t block) {
-        const float* factors = diagonal + block % period * width;
-        for_lanes(width, [&](int64_t i, int n) {
-            store_lanes(row + i, mul(load_lanes(row + i, n), load_lanes(factors + i, n)), n);
-        });
+        scale_row(row, diagonal + block % period * width, width);
     };
     parallel_ranges(
         blocks, 16384 / (width * base_size + 1), threads, [&](int64_t begin, int64_t end, int64_t slot) {

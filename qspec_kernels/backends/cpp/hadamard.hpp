@@ -84,6 +84,18 @@ inline void widen(float* out, const uint16_t* x, int64_t n) {
 }
 inline void widen(float* out, const float* x, int64_t n) { memcpy(out, x, sizeof(float) * n); }
 
+// row[i] *= factors[i].
+inline void scale_row(float* row, const float* factors, int64_t n) {
+    for_lanes(n, [&](int64_t i, int lanes) {
+        store_lanes(row + i, mul(load_lanes(row + i, lanes), load_lanes(factors + i, lanes)), lanes);
+    });
+}
+
+// Through BF16, as storing the row in it and loading it again would do.
+inline void round_row(float* row, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) row[i] = bf16_to_float(float_to_bf16(row[i]));
+}
+
 // The +-1 matrix as floats, transposed where the inverse is wanted.
 inline void spread_signs(float* out, const int8_t* base, int64_t m, bool transpose) {
     for (int64_t i = 0; i < m; ++i)

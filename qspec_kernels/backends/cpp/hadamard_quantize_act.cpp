@@ -31,9 +31,7 @@ QSPEC_EXPORT int qspec_hadamard_quantize_act(int8_t* codes, float* scales, const
                 }
                 for (int64_t b = 0; b < k; b += block)
                     hadamard_row(result + b, in + b, signs.get(), base_size, block);
-                if (bf16) {
-                    for (int64_t j = 0; j < k; ++j) result[j] = bf16_to_float(float_to_bf16(result[j]));
-                }
+                if (bf16) round_row(result, k);
                 quantize_row(result, codes + i * k, scales + i * groups, k, group_size, qmax, clip);
             }
         });

@@ -8,6 +8,7 @@ another, or `torch` for none.
 import ctypes
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -32,11 +33,15 @@ REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
 }
 """CPU flags, as /proc/cpuinfo spells them, that each library may use; the best library first.
 
-No kernel uses AMX yet: that library is the code of avx512bf16, and computes the same bits.
+The linears of amx multiply with tile registers, and add BF16 products in another order than avx512bf16.
 """
 
 # what kernels return, as pool.hpp numbers it
 _OUT_OF_MEMORY, _OUT_OF_RANGE = 1, 2
+
+
+class SystemRefusal(KernelUnavailable):
+    """The CPU has what a library needs, and the system keeps it from this process."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ def source_hash(directory: Path) -> str | None:
 
 
 def open_library(isa: str, path: Path, sources: Path) -> Library:
-    """Load the library at `path`; KernelUnavailable if it does not load or `sources` have changed since."""
+    """Load the library at `path`; KernelUnavailable if it does not load or `sources` have changed since.
+
+    SystemRefusal, which is one too, if the system does not grant the registers that its kernels use.
+    """
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
@@ -89,6 +97,12 @@ def open_library(isa: str, path: Path, sources: Path) -> Library:
         raise KernelUnavailable(
             f"the kernel library {path.name} was built from other sources than those in {sources}", REBUILD
         )
+    if refused := handle.qspec_request_tiles():
+        raise SystemRefusal(
+            f"the system refuses this process the tile registers of AMX: {os.strerror(refused)}",
+            "Linux grants them since 5.16, unless a sandbox forbids arch_prctl or a thread's signal stack is"
+            f" too small; {ENVIRONMENT}=avx512bf16 does without them",
+        )
     return Library(isa, path, handle)
 
 
@@ -96,8 +110,9 @@ def open_library(isa: str, path: Path, sources: Path) -> Library:
 def load() -> Library:
     """The library for this CPU, or the one that QSPEC_CPU_ISA names.
 
-    Raises UsageError if that variable names no library, or one that was not built or that needs other CPU
-    flags, and KernelUnavailable if it is `torch`, if no library was built, or if the library is stale.
+    Raises UsageError if that variable names no library, or one that was not built, that needs other CPU flags
+    or that the system refuses, and KernelUnavailable if it is `torch`, if no library was built, or if the
+    library is stale. One that the system refuses and nobody asked for is passed over with a warning.
     """
     directory = _directory()
     flags = cpu_flags()
@@ -111,8 +126,14 @@ def load() -> Library:
         candidates = [isa for isa, required in REQUIRED_FLAGS.items() if flags.issuperset(required)]
     for isa in candidates:
         path = _path(directory, isa)
-        if path.exists():
+        if not path.exists():
+            continue
+        try:
             return open_library(isa, path, directory)
+        except SystemRefusal as refusal:
+            if wanted:
+                raise UsageError(f"{ENVIRONMENT}={wanted}: {refusal.message}", refusal.hint) from refusal
+            warnings.warn(f"{refusal.message}; slower kernels serve instead", stacklevel=2)
     if wanted:
         raise UsageError(
             f"{ENVIRONMENT}={wanted} names a library that was not built",

@@ -13,6 +13,7 @@
 // N*K/group scales.
 #pragma once
 
+#include "amx_packed.hpp"
 #include "packed.hpp"
 #include "pool.hpp"
 #include "tiles.hpp"
@@ -148,8 +149,7 @@ inline void float_tiles(const FloatCall<Format>& call, int64_t begin, int64_t en
         const int64_t take = call.m - m < most ? call.m - m : most;
         with_count<most>(take, [&](auto count) {
             constexpr int columns = decltype(count)::value;
-            constexpr int fitting = kPackedAccumulators / columns;
-            constexpr int tiles = fitting > 4 ? 4 : fitting;
+            constexpr int tiles = tiles_beside(kFloatAccumulators / columns);
             int64_t t = begin;
             for (; t + tiles <= end; t += tiles) float_tile<Format, tiles, columns>(call, t, m);
             for (; t < end; ++t) float_tile<Format, 1, columns>(call, t, m);
@@ -172,8 +172,12 @@ template <class Format>
 inline int float_linear(void* out, const void* x, bool bf16, const void* data, const void* scales,
                         const float* bias, const void* residual, int64_t m, int64_t n, int64_t k,
                         int64_t group_size, int64_t threads) {
-    using Element = typename Slices<Format>::Element;
     const PackedMatrix<Format> weight(data, scales, n, k, group_size);
+#if defined(QSPEC_HAS_TILES)
+    // for every M, so that there is one order of sums
+    return tile_float_linear(x, weight, {out, bias, residual, bf16, n}, m, threads);
+#else
+    using Element = typename Slices<Format>::Element;
     const int64_t row = weight.chunks * 8;
     Scratch<Element> arranged(m * row);
     if (!arranged.ok()) return kOutOfMemory;
@@ -192,6 +196,7 @@ inline int float_linear(void* out, const void* x, bool bf16, const void* data, c
     parallel_ranges(weight.tiles, tiles, threads,
                     [&](int64_t begin, int64_t end, int64_t) { float_tiles(call, begin, end); });
     return kDone;
+#endif
 }
 
 }  // namespace qspec

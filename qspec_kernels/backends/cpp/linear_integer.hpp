@@ -11,6 +11,7 @@
 // N*K/group scales.
 #pragma once
 
+#include "amx_packed.hpp"
 #include "packed.hpp"
 #include "pool.hpp"
 #include "tiles.hpp"
@@ -29,13 +30,35 @@ struct IntegerCall {
     int64_t m, scale_columns;
 };
 
+// kChunks chunks of kTiles tiles times kColumns rows of x. All of it is unrolled: a loop around so many sums
+// makes the compiler move them through memory.
+template <class Format, int kTiles, int kColumns, int kChunks>
+inline void add_chunks(i32 (&sum)[kTiles][kColumns], const PackedMatrix<Format>& w, const uint8_t* data,
+                       const int8_t* x, int64_t chunk) {
+    const uint8_t* next = data + ahead(chunk, w.chunks, kTiles) * 64;
+#pragma GCC unroll 16
+    for (int i = 0; i < kChunks; ++i) {
+        Bytes8 codes[kTiles];
+#pragma GCC unroll 16
+        for (int t = 0; t < kTiles; ++t) {
+            __builtin_prefetch(next + (t * w.chunks + i) * 64);
+            codes[t] = Format::unsigned_codes(load_bits(data + (t * w.chunks + chunk + i) * 64));
+        }
+#pragma GCC unroll 16
+        for (int c = 0; c < kColumns; ++c) {
+            const Codes8 xv = broadcast_codes(x + c * w.chunks * 8 + (chunk + i) * 8);
+#pragma GCC unroll 16
+            for (int t = 0; t < kTiles; ++t) sum[t][c] = dot8(sum[t][c], codes[t], xv);
+        }
+    }
+}
+
 template <class Format, int kTiles, int kColumns>
 inline void integer_tile(const IntegerCall<Format>& call, int64_t tile, int64_t m) {
     const auto& w = call.weight;
-    const int64_t row = w.chunks * 8;
     const uint8_t* data = w.tile(tile);
     const auto* scales = w.tile_scales(tile);
-    const int8_t* x = call.x + m * row;
+    const int8_t* x = call.x + m * w.chunks * 8;
     const int64_t scale_step = call.scale_columns > 1;
     f32 total[kTiles][kColumns];
     for (int t = 0; t < kTiles; ++t)
@@ -44,23 +67,23 @@ inline void integer_tile(const IntegerCall<Format>& call, int64_t tile, int64_t 
     int64_t chunk = 0;
     for (int64_t g = 0; g < w.groups; ++g) {
         i32 sum[kTiles][kColumns];
+#pragma GCC unroll 16
         for (int c = 0; c < kColumns; ++c)
+#pragma GCC unroll 16
             for (int t = 0; t < kTiles; ++t) sum[t][c] = set1(call.start[(m + c) * w.groups + g]);
-        for (const int64_t end = w.group_end(g); chunk < end; ++chunk) {
-            Bytes8 codes[kTiles];
-            const uint8_t* next = data + ahead(chunk, w.chunks, kTiles) * 64;
-            for (int t = 0; t < kTiles; ++t) {
-                const uint8_t* p = data + (t * w.chunks + chunk) * 64;
-                __builtin_prefetch(next + t * w.chunks * 64);
-                codes[t] = Format::unsigned_codes(load_bits(p));
-            }
-            for (int c = 0; c < kColumns; ++c) {
-                const Codes8 xv = broadcast_codes(x + c * row + chunk * 8);
-                for (int t = 0; t < kTiles; ++t) sum[t][c] = dot8(sum[t][c], codes[t], xv);
-            }
+        if constexpr (Format::kGroupChunks > 0) {
+            add_chunks<Format, kTiles, kColumns, Format::kGroupChunks>(sum, w, data, x, chunk);
+            chunk += Format::kGroupChunks;
+        } else {
+            const int64_t end = w.group_end(g);
+            for (; chunk + 4 <= end; chunk += 4)
+                add_chunks<Format, kTiles, kColumns, 4>(sum, w, data, x, chunk);
+            for (; chunk < end; ++chunk) add_chunks<Format, kTiles, kColumns, 1>(sum, w, data, x, chunk);
         }
+#pragma GCC unroll 16
         for (int t = 0; t < kTiles; ++t) {
             const f32 ws = Format::integer_scale(scales + (t * w.groups + g) * 16);
+#pragma GCC unroll 16
             for (int c = 0; c < kColumns; ++c) {
                 const f32 s = mul(ws, set1(call.x_scales[(m + c) * call.scale_columns + g * scale_step]));
                 total[t][c] = add(total[t][c], mul(to_float(sum[t][c]), s));
@@ -87,8 +110,7 @@ inline void integer_tiles(const IntegerCall<Format>& call, int64_t begin, int64_
         const int64_t take = call.m - m < most ? call.m - m : most;
         with_count<most>(take, [&](auto count) {
             constexpr int columns = decltype(count)::value;
-            constexpr int fitting = kPackedAccumulators / columns;
-            constexpr int tiles = fitting > 4 ? 4 : fitting;
+            constexpr int tiles = tiles_beside(kIntegerAccumulators / columns);
             int64_t t = begin;
             for (; t + tiles <= end; t += tiles) integer_tile<Format, tiles, columns>(call, t, m);
             for (; t < end; ++t) integer_tile<Format, 1, columns>(call, t, m);
@@ -103,6 +125,12 @@ inline int integer_linear(float* out, const int8_t* codes, const float* x_scales
                           const void* data, const void* scales, const float* bias, const float* residual,
                           int64_t m, int64_t n, int64_t k, int64_t group_size, int64_t threads) {
     const PackedMatrix<Format> weight(data, scales, n, k, group_size);
+#if defined(QSPEC_HAS_TILES)
+    // the same bits; for as many rows as a register tile has, VNNI keeps up with memory and expands nothing
+    if (m > kTileColumns)
+        return tile_integer_linear(codes, x_scales, scale_columns, weight, {out, bias, residual, false, n}, m,
+                                   threads);
+#endif
     const int64_t row = weight.chunks * 8;
     Scratch<int32_t> start(m * weight.groups);
     Scratch<int8_t> padded(row == k ? 0 : m * row);

@@ -14,6 +14,7 @@ namespace qspec {
 struct Int4 {
     using Scale = uint16_t;
     static constexpr int kOffset = 8;
+    static constexpr int kGroupChunks = 0;  // known at run time
     static constexpr float kValues[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
     static Bytes8 unsigned_codes(i32 chunk) { return split_nibbles(chunk); }
@@ -26,6 +27,7 @@ struct Int4 {
 struct Mxfp4 {
     using Scale = uint8_t;
     static constexpr int kOffset = 12;
+    static constexpr int kGroupChunks = 4;
     static constexpr float kValues[16] = {0,     .5f,  1,  1.5f,  2,  3,  4,  6,
                                           -0.0f, -.5f, -1, -1.5f, -2, -3, -4, -6};
     alignas(16) static constexpr uint8_t kBytes[16] = {12, 13, 14, 15, 16, 18, 20, 24,
@@ -33,18 +35,14 @@ struct Mxfp4 {
 
     static Bytes8 unsigned_codes(i32 chunk) { return lookup(split_nibbles(chunk), kBytes); }
 
-    // 2^-127 is subnormal; every other exponent moves into place.
-    static f32 scale(const Scale* p) {
+    static f32 scale(const Scale* p) { return scale_below(p, 127); }
+    static f32 integer_scale(const Scale* p) { return scale_below(p, 128); }
+
+    // 2^(E - bias), subnormals included.
+    static f32 scale_below(const Scale* p, int32_t bias) {
         const i32 e = from_bytes(p);
-        const i32 plain = if_equal(e, set1(0), set1(0x00400000), shift_left<23>(e));
-        return from_bits(if_equal(e, set1(255), set1(0x7fc00000), plain));
-    }
-    // One exponent lower: 2^-128 and 2^-127 are both subnormal.
-    static f32 integer_scale(const Scale* p) {
-        const i32 e = from_bytes(p);
-        const i32 plain = shift_left<23>(add(e, set1(-1)));
-        const i32 low = if_equal(e, set1(0), set1(0x00200000), if_equal(e, set1(1), set1(0x00400000), plain));
-        return from_bits(if_equal(e, set1(255), set1(0x7fc00000), low));
+        const i32 value = bits(power_of_two(add(e, set1(-bias))));
+        return from_bits(if_equal(e, set1(255), set1(0x7fc00000), value));
     }
 };
 

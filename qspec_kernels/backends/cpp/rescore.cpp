@@ -5,6 +5,7 @@
 
 #include <math.h>
 
+#include "amx_bf16.hpp"
 #include "bf16_weights.hpp"
 #include "program.hpp"
 
@@ -59,14 +60,21 @@ QSPEC_EXPORT int qspec_rescore(float* logits, const void* x, int64_t bf16, const
     Scratch<int64_t> indices(slots * count);
     if (!arranged.ok() || !values.ok() || !indices.ok()) return kOutOfMemory;
     arrange_rows(x, bf16 != 0, arranged.get(), m, k, padded, threads);
-    const DenseCall<Bf16Weights> call = {weight, arranged.get(), bias, nullptr, logits, false, m, n,
-                                         k,      padded};
+    [[maybe_unused]] const DenseCall<Bf16Weights> call = {
+        weight, arranged.get(), bias, nullptr, logits, false, m, n, k, padded};
     parallel_ranges(m, 1, threads, [&](int64_t begin, int64_t end, int64_t slot) {
         for (int64_t i = begin; i < end; ++i) {
             Best best = {values.get() + slot * count, indices.get() + slot * count, count};
             find_best(best, logits + i * n, n);
+#if defined(QSPEC_HAS_TILES)
+            const uint16_t* row = arranged.get() + i * padded;
+            tile_chosen_rows(weight, row, k, best.indices, best.filled, [&](int64_t at, float sum) {
+                logits[i * n + at] = bias ? sum + bias[at] : sum;
+            });
+#else
             for (int64_t j = 0; j < best.filled; ++j)
                 dense_tile<Bf16Weights, 1, 1>(call, best.indices[j], i, 0, k, nullptr);
+#endif
         }
     });
     return kDone;

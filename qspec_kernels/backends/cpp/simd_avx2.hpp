@@ -13,7 +13,7 @@ struct i32 {
 };
 
 // Accumulators of sixteen lanes in a register tile (dense, packed linears), and the rows of x in it.
-inline constexpr int kDenseAccumulators = 4, kPackedAccumulators = 4;
+inline constexpr int kDenseAccumulators = 4, kIntegerAccumulators = 4, kFloatAccumulators = 4;
 inline constexpr int kTileColumns = 2;
 
 inline f32 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }

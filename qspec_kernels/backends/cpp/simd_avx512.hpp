@@ -13,7 +13,7 @@ using f32 = __m512;
 using i32 = __m512i;
 
 // Accumulators of sixteen lanes in a register tile (dense, packed linears), and the rows of x in it.
-inline constexpr int kDenseAccumulators = 24, kPackedAccumulators = 16;
+inline constexpr int kDenseAccumulators = 24, kIntegerAccumulators = 16, kFloatAccumulators = 20;
 inline constexpr int kTileColumns = 8;
 
 inline f32 zero() { return _mm512_setzero_ps(); }
@@ -83,6 +83,9 @@ inline void store_codes(int8_t* p, i32 v) {
 inline f32 load_f16(const uint16_t* f16) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(f16)));
 }
+
+// 2^e, for -128 <= e <= 127: rounds nothing, not even where the result is subnormal.
+inline f32 power_of_two(i32 e) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), _mm512_cvtepi32_ps(e)); }
 
 // Lanes are folded in halves, 16 to 8 to 4 to 2 to 1: the one order of every horizontal sum.
 inline float reduce_add(f32 v) {

@@ -15,7 +15,7 @@ typedef uint8_t u8x64 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
 // Accumulators of sixteen lanes in a register tile (dense, packed linears), and the rows of x in it.
-inline constexpr int kDenseAccumulators = 2, kPackedAccumulators = 2;
+inline constexpr int kDenseAccumulators = 2, kIntegerAccumulators = 2, kFloatAccumulators = 2;
 inline constexpr int kTileColumns = 1;
 
 inline f32 set1(float x) { return f32{} + x; }

@@ -29,6 +29,9 @@ inline void for_each_count(const Body& body) {
     }
 }
 
+// Tiles that a register tile takes side by side where `fitting` do: 4, 2 or 1, so that few are left over.
+constexpr int tiles_beside(int fitting) { return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1; }
+
 // Weight rows per task: small enough that the weights stay in a second-level cache while all rows of x pass
 // over them, several tasks for each thread where there is work enough, and no tasks at all (one slice) where
 // waking a worker would cost more than it saves.
