@@ -115,7 +115,7 @@ def read_bandwidth(num_bytes: int = _READ_BYTES, seconds: float = _READ_SECONDS)
 
 
 def gpu() -> dict[str, Any]:
-    """GPUs that torch sees, or why there are none. No kernels for them yet: they take the torch path."""
+    """GPUs that torch sees, or why there are none, and the path that a 4-bit linear takes there."""
     if not torch.cuda.is_available():
         built = torch.version.cuda
         reason = "no device found" if built else "this build of torch has no CUDA"

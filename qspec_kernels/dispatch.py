@@ -1,7 +1,8 @@
 """Which function serves an op on a device: the path is the registration.
 
 A backend is a folder of `backends/`; it serves the ops it has files for: `backends/<backend>/<op>.py` with a
-function `<op>`. A file that reads packed weights names their byte order in a constant `READS`.
+function `<op>`. A file that reads packed weights names their byte order in a constant `READS`; one that not
+every GPU can run has a function `why_not(capability)`, which gives the reason, or "" where it serves.
 """
 
 import contextlib
@@ -20,7 +21,10 @@ import torch
 from qspec_kernels.errors import KernelUnavailable
 from qspec_kernels.formats import PackedWeight, canonical, convert
 
-_BACKENDS = {"cpu": ("cpp", "torch")}
+_BACKENDS = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
+# what the GPU backends are compiled and launched with, and the first architecture they are written for
+_GPU_LIBRARIES = {"cuda": "cupy", "triton": "triton"}
+_LEAST_CAPABILITY = (8, 0)
 _state = threading.local()
 
 
@@ -48,9 +52,9 @@ def find(
     """
     refusals = []
     for backend in _backends(device):
-        refusal = _refusal(backend, op, dtype, format)
+        refusal = _refusal(backend, op, torch.device(device), dtype, format)
         if refusal is None:
-            if format is not None and refusals:
+            if format is not None and refusals and backend == "torch":
                 _tell_of_conversion(op, torch.device(device), dtype, format)
             return getattr(_module(backend, op), op)
         refusals.append(f"{backend}: {refusal}")
@@ -68,10 +72,10 @@ def explain(op: str, device: torch.device | str = "cpu", dtype: torch.dtype = to
     """
     refusals = []
     for backend in _backends(device):
-        refusal = _refusal(backend, op, dtype, None)
+        refusal = _refusal(backend, op, torch.device(device), dtype, None)
         if refusal is None:
-            chosen = f"cpp ({isa()})" if backend == "cpp" else backend
-            return f"{op} on {device}: {chosen}" + "".join(f"; not {reason}" for reason in refusals)
+            chosen = f"{op} on {device}: {backend}{_machine(backend, torch.device(device))}"
+            return chosen + "".join(f"; not {reason}" for reason in refusals)
         refusals.append(f"{backend}: {refusal}")
     return f"{op} on {device}: none; " + "; ".join(refusals)
 
@@ -98,7 +102,7 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
     kind = canonical(packed.format)
     op = "linear_w4a16" if kind == "int4" else f"linear_{kind}a16"
     for backend in _backends(packed.device):
-        if _refusal(backend, op, None, None) is None:
+        if _refusal(backend, op, packed.device, None, None) is None:
             return convert(packed, _module(backend, op).READS)
     raise KernelUnavailable(
         f"no backend on {packed.device} serves {op}",
@@ -142,7 +146,7 @@ def recorded() -> Iterator[None]:
 def reset() -> None:
     """Forget every choice: the next call looks at QSPEC_CPU_ISA and the libraries again."""
     _cpp_library().reset()
-    for cached in (find, _cpp_refusal):
+    for cached in (find, _cpp_refusal, _capability):
         cached.cache_clear()
 
 
@@ -150,7 +154,9 @@ def _backends(device: torch.device | str) -> tuple[str, ...]:
     return _BACKENDS.get(torch.device(device).type, ("torch",))
 
 
-def _refusal(backend: str, op: str, dtype: torch.dtype | None, format: str | None) -> str | None:
+def _refusal(
+    backend: str, op: str, device: torch.device, dtype: torch.dtype | None, format: str | None
+) -> str | None:
     """Why a backend does not serve an op; None where it does."""
     if backend == "cpp":
         if dtype == torch.float64:
@@ -159,15 +165,53 @@ def _refusal(backend: str, op: str, dtype: torch.dtype | None, format: str | Non
             return reason.splitlines()[0]
     if not _has(backend, op):
         return "has no such kernel"
+    if backend in _GPU_LIBRARIES and (reason := _gpu_refusal(backend, op, device, dtype)):
+        return reason
     reads = getattr(_module(backend, op), "READS", None)
     if format is not None and reads != format:
         return f"reads {reads}, not {format}"
     return None
 
 
+def _gpu_refusal(backend: str, op: str, device: torch.device, dtype: torch.dtype | None) -> str:
+    """Why a GPU backend does not run a kernel that it has; empty where it does."""
+    if dtype == torch.float64:
+        return "computes in float32"
+    if find_spec(_GPU_LIBRARIES[backend]) is None:
+        return f"{_GPU_LIBRARIES[backend]} is not installed"
+    capability = _capability(device)
+    if capability is None:
+        return "no NVIDIA device is at hand"
+    if capability < _LEAST_CAPABILITY:
+        return f"needs {_sm(_LEAST_CAPABILITY)} or later; the device is {_sm(capability)}"
+    why_not = getattr(_module(backend, op), "why_not", None)
+    return why_not(capability) if why_not else ""
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of an NVIDIA GPU; None where there is none."""
+    # a build for AMD calls its devices "cuda" too, and numbers them otherwise
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+def _machine(backend: str, device: torch.device) -> str:
+    """What a backend's kernels have been compiled for, as `explain` shows it."""
+    if backend == "cpp":
+        return f" ({isa()})"
+    capability = _capability(device) if backend in _GPU_LIBRARIES else None
+    return f" ({_sm(capability)})" if capability else ""
+
+
+def _sm(capability: tuple[int, int]) -> str:
+    return "sm_{}{}".format(*capability)
+
+
 def _tell_of_conversion(op: str, device: torch.device, dtype: torch.dtype | None, format: str) -> None:
     """Say once that a faster kernel is passed over only because of the byte order of the weight."""
-    if any(_refusal(backend, op, dtype, None) is None for backend in _backends(device)[:-1]):
+    if any(_refusal(backend, op, device, dtype, None) is None for backend in _backends(device)[:-1]):
         warnings.warn(
             f"{op} runs on the plain torch path because the weight is packed as {format!r};"
             " qspec_kernels.to_device_layout converts it to the order this device's kernels read",

@@ -1,5 +1,6 @@
 """What all tests share: random numbers that are the same in every run, and the paths that serve the ops."""
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
@@ -20,6 +21,21 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("qspec")
+
+# the processes share the cores: threads of each would only be in the others' way
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+# a process holds up to 2 GB of models
+MOST_PROCESSES = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many processes as cores; none of their own for what is timed, and within a test's own pytest."""
+    if config.getoption("benchmark_only") or "PYTEST_CURRENT_TEST" in os.environ:
+        return 0
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """What the format files share: splitting rows into groups, nibbles into bytes, bytes into tiles."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 TILE_ROWS = 16
 CHUNK = 8
+FRAGMENT_K = 64
 
 # rows are quantised in pieces of about this many elements: temporaries stay in cache, and
 # the peak memory of a load stays that of the weight itself
@@ -64,3 +66,29 @@ def pack_scale_tiles(scales: Tensor) -> Tensor:
 def unpack_scale_tiles(scales: Tensor, n: int) -> Tensor:
     """The inverse of `pack_scale_tiles`."""
     return scales.transpose(1, 2).flatten(0, 1)[:n].contiguous()
+
+
+def pack_fragments(nibbles: Tensor, pad: int) -> Tensor:
+    """uint8 [n, k] of values 0..15 as [tiles, blocks, 8, 4, 2, 2, 4]; see the `*_mma16` formats."""
+    n, k = nibbles.shape
+    full = F.pad(nibbles, (0, -k % FRAGMENT_K, 0, -n % TILE_ROWS), value=pad)
+    # rows are (tile, h, g), columns (block, c, nibble of the byte, t, b)
+    split = full.unflatten(1, (-1, 2, 2, 4, 4)).unflatten(0, (-1, 2, 8))
+    low, high = split.permute(5, 0, 3, 2, 6, 4, 1, 7)
+    return (low | (high << 4)).contiguous()
+
+
+def unpack_fragments(data: Tensor, n: int, k: int) -> Tensor:
+    """The inverse of `pack_fragments`."""
+    split = torch.stack((data & 15, data >> 4)).permute(1, 6, 3, 2, 5, 0, 4, 7)
+    return split.flatten(3).flatten(0, 2)[:n, :k].contiguous()
+
+
+def pack_scale_columns(scales: Tensor) -> Tensor:
+    """[n, groups] as [groups, n16], scales of rows beyond n zero."""
+    return F.pad(scales, (0, 0, 0, -scales.shape[0] % TILE_ROWS)).t().contiguous()
+
+
+def unpack_scale_columns(scales: Tensor, n: int) -> Tensor:
+    """The inverse of `pack_scale_columns`."""
+    return scales[:, :n].t().contiguous()

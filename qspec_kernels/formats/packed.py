@@ -40,8 +40,8 @@ class PackedWeight:
                 f" {self.group_size}; expected each at least 1",
                 f"Make it with qspec_kernels.formats.{self.format}.pack.",
             )
-        # every order holds two codes a byte, padded at most to whole tiles of 16 rows by 32 features
-        least, most = n * ((k + 1) // 2), (n + 15) // 16 * 16 * ((k + 31) // 32 * 16)
+        # every order holds two codes a byte, padded at most to whole tiles of 16 rows by 64 features
+        least, most = n * ((k + 1) // 2), (n + 15) // 16 * 16 * ((k + 63) // 64 * 32)
         scale_dtype = torch.float16 if self.format.startswith("int4") else torch.uint8
         fits = least <= self.data.numel() <= most and self.data.dtype == torch.uint8
         groups = -(-k // self.group_size)

@@ -21,6 +21,11 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     name = schema.partition("(")[0]
 
     def unrecorded(*arguments: Any) -> Any:
+        gpu = next((a.device for a in arguments if isinstance(a, Tensor) and a.is_cuda), None)
+        if gpu is not None:
+            # launches go to the current device, which need not be the tensors'
+            with torch.no_grad(), torch.cuda.device(gpu):
+                return implementation(*arguments)
         if not torch.is_grad_enabled():
             return implementation(*arguments)
         with torch.no_grad():

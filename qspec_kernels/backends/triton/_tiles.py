@@ -1,0 +1,67 @@
+"""Tile choices of the linears: pure functions of the shape and the architecture.
+
+`splits` is what sums depend on, so it never looks at the number of tokens. `linear` chooses how many
+features and tokens share a program, how many warps, and how far loads run ahead, which no sum depends on.
+"""
+
+from dataclasses import dataclass
+
+# multiprocessors of an architecture's usual device: a constant, so that results do not vary inside one
+PROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
+# bytes of shared memory that a program can have
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+
+# tokens up to which splits of K are programs of their own; above, tiles abound and one program takes all
+APART_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a program is laid out: features by tokens, warps, and steps of K that are loaded ahead."""
+
+    block_n: int
+    block_m: int
+    num_warps: int
+    num_stages: int
+
+
+def nearest(arch: int, table: dict[int, int]) -> int:
+    """The table's entry of an architecture, or of the last one before it that has one."""
+    return table[max(known for known in table if known <= arch)]
+
+
+def splits(n: int, k: int, arch: int) -> int:
+    """Into how many parts K is cut: a power of two that gives two multiprocessors three programs of 64 output
+    features, while each part keeps 512 input features."""
+    count = 1
+    while count < 16 and 2 * -(-n // 64) * count < 3 * nearest(arch, PROCESSORS) and k >= 1024 * count:
+        count *= 2
+    return count
+
+
+def tokens(m: int) -> int:
+    """Tokens of a program: the matrix unit's least, 8, or the power of two that holds them, up to 64."""
+    return min(64, max(8, 1 << (m - 1).bit_length()))
+
+
+def linear(m: int, n: int, arch: int, *, step_bytes: tuple[int, int], integer: bool) -> Tile:
+    """The tile of a linear.
+
+    Parameters
+    ----------
+    step_bytes
+        Bytes that a step along K reads of one feature and of one token.
+    integer
+        Whether sums are of integers, exact in every order and so on every instruction; float sums stay with
+        tiles of 64 features at least, which Hopper's and Blackwell's wide instructions take.
+    """
+    block_m, block_n, warps = tokens(m), 64, 4
+    if m > 64:
+        block_n, warps = 128, 8
+    # sm_103 has no wide instruction for 8-bit integers; two warps get the narrow one
+    if integer and (arch == 103 or (m <= 64 and nearest(arch, PROCESSORS) * 64 > n)):
+        block_n, warps = 32, 2
+    step = block_n * step_bytes[0] + block_m * step_bytes[1]
+    # enough ahead to keep some 32 KiB on their way, and no more than half of what there is
+    ahead = min(max(3, 32768 // step), 8, nearest(arch, SHARED) // 2 // step)
+    return Tile(block_n, block_m, warps, max(2, ahead))

@@ -1,0 +1,20 @@
+"""Linear with a bfloat16 weight: x rounded to bfloat16, products (exact in float32) summed in float32."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from qspec_kernels.backends.triton._dense import dense
+from qspec_kernels.backends.triton._linear_variants import dense_variants
+from qspec_kernels.backends.triton._variants import Variant
+
+
+def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """x [M, K], weight bfloat16 [N, K], bias float32 [N] -> [M, N] in x's dtype."""
+    return dense(x, weight, bias, residual, torch.bfloat16)
+
+
+def variants(arch: int) -> Iterator[Variant]:
+    """What is compiled for an architecture."""
+    yield from dense_variants("linear_bf16", arch, torch.bfloat16)
