@@ -1,6 +1,13 @@
 """Sphinx configuration."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+import measured  # noqa: E402
 
 project = "QSpec"
 author = "The QSpec developers"
@@ -8,8 +15,12 @@ copyright = "2026, The QSpec developers"
 release = importlib.metadata.version("qspec")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
 myst_heading_anchors = 3
+RESULTS = DOCS / "results"
+myst_substitutions = measured.substitutions(
+    measured.load(RESULTS / "cpu_kernels.json"), measured.load(RESULTS / "cpu_decode.json")
+)
 html_theme = "furo"
 html_title = "QSpec"
 exclude_patterns = ["_build"]
@@ -18,3 +29,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
+
+
+def setup(app) -> None:
+    """Drawings are made before pages that show them are read."""
+    app.connect("builder-inited", lambda _: measured.draw(RESULTS, DOCS / "_build" / "measured"))

@@ -1,18 +1,18 @@
-"""The kernels between linears, on the widths of one model."""
+"""The kernels that are no linears, on the widths of one model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qspec_decode.bench import gate
+from qspec_decode.bench import gate, sampling_case
 from qspec_decode.bench.contender import Contender, Rotation
+from qspec_decode.bench.sampling_case import SamplingCase
 from qspec_decode.bench.shapes import ModelShape
 from qspec_kernels import (
     RotaryEmbedding,
-    Workspace,
     attention,
     cache_write,
     hadamard,
@@ -26,6 +26,7 @@ from qspec_kernels import (
     rope,
     rope_cache_write,
     silu_mul,
+    silu_mul_hadamard_quantize_act,
     silu_mul_quantize_act,
 )
 
@@ -36,20 +37,20 @@ OPS = (
     "silu_mul",
     "silu_mul_quantize_act",
     "hadamard_quantize_act",
+    "silu_mul_hadamard_quantize_act",
     "rope_cache_write",
     "attention",
     "rescore",
+    *sampling_case.OPS,
 )
 CONTEXT = 1024
 """Tokens in the cache where the last row attends; more where more rows are asked for."""
 RESCORED = 32
 _CHECKED = 8
 _EPS = 1e-6
-# calls of what has no copies: enough for one program
-_MANY = 64
 
 
-class OpCase:
+class OpCase(SamplingCase):
     """Ops on a model's widths.
 
     Parameters
@@ -61,11 +62,8 @@ class OpCase:
     """
 
     def __init__(self, model: ModelShape, ops: Sequence[str], rotation_bytes: int, many_rows_bytes: int):
-        self._model = model
+        super().__init__(model, rotation_bytes, many_rows_bytes)
         self._ops = [op for op in OPS if op in ops]
-        self._sizes = rotation_bytes, many_rows_bytes
-        self._workspace = Workspace()
-        self._generator = torch.Generator().manual_seed(0)
         if "rescore" in self._ops:
             few = self._random(min(model.vocab, 4096), model.hidden).bfloat16()
             self._head = few.repeat(-(-model.vocab // len(few)), 1)[: model.vocab].contiguous()
@@ -126,6 +124,19 @@ class OpCase:
 
         depth = math.ceil(math.log2(block))
         return self._in_caches(op, x, 1.0, 4 + depth, lambda: hadamard_quantize_act(x, block=block), check)
+
+    def _silu_mul_hadamard_quantize_act(self, rows: int) -> Contender:
+        op, x = "silu_mul_hadamard_quantize_act", self._random(rows, 2 * self._model.intermediate)
+        block = largest_block(self._model.intermediate)
+
+        def check() -> None:
+            out = silu_mul_hadamard_quantize_act(x, block=block)
+            gate.same_activation(op, out, hadamard(silu_mul(x), block=block))
+
+        work = 10 + math.ceil(math.log2(block)) // 2
+        return self._in_caches(
+            op, x, 0.5, work, lambda: silu_mul_hadamard_quantize_act(x, block=block), check
+        )
 
     def _rope_cache_write(self, rows: int) -> Contender:
         op, model = "rope_cache_write", self._model
@@ -207,24 +218,6 @@ class OpCase:
         timed = Rotation(size, count).recorded(self._workspace, call)
         work = 2 * rows * RESCORED * model.hidden
         return Contender("rescore", model.name, rows, timed, size, work, "bf16", check)
-
-    def _in_caches(
-        self,
-        op: str,
-        x: Tensor,
-        out_bytes: float,
-        operations: int,
-        call: Callable[[], object],
-        check: Callable[[], None],
-    ) -> Contender:
-        """An op whose operands the kernels before it wrote; `out_bytes`, `operations` per element of x."""
-        size = x.nbytes + round(out_bytes * x.numel())
-        timed = Rotation(size, _MANY).recorded(self._workspace, lambda _: call())
-        work = operations * x.numel()
-        return Contender(op, self._model.name, len(x), timed, size, work, "fp32", check, from_memory=False)
-
-    def _random(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self._generator)
 
     def _positions(self, rows: int) -> Tensor:
         capacity = max(CONTEXT, rows)

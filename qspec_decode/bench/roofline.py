@@ -3,12 +3,12 @@
 python -m qspec_decode.bench.roofline kernels.json roofline.svg
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qspec_decode.bench.drawing import caption, new_figure, write
 from qspec_kernels import UsageError
 
 if TYPE_CHECKING:
@@ -25,16 +25,10 @@ def roofline(document: Mapping[str, Any]) -> "Figure":
     UsageError
         Where matplotlib is not installed, or nothing in the document can be drawn.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(
-            "drawing needs matplotlib, which is not installed", "python -m pip install 'qspec[bench]'"
-        ) from error
     rows = [row for row in document["rows"] if row["bound"]]
     if not rows:
         raise UsageError("no kernel in the document has a bound", "Time linears, attention or rescore.")
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = new_figure(9.0, 5.5)
     axes = figure.add_subplot(xscale="log", yscale="log")
     ops = list(dict.fromkeys(row["op"] for row in rows))
     for number, op in enumerate(ops):
@@ -60,21 +54,10 @@ def roofline(document: Mapping[str, Any]) -> "Figure":
             )
     axes.annotate(f"memory: {bandwidth:.0f} GB/s", (left, left * bandwidth), ha="left", va="bottom")
     axes.set(xlabel="operations per byte", ylabel="GFLOPS", xlim=(left, right))
-    machine = document["machine"]
-    axes.set_title(
-        f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads, {machine['date'][:10]}"
-        f", commit {machine['commit']}",
-        fontsize=9,
-    )
+    axes.set_title(caption(document["machine"]), fontsize=9)
     axes.legend(fontsize=7, loc="lower right")
     return figure
 
 
-def main(source: str, target: str) -> None:
-    """Draw the document in one file into another, whose ending says how."""
-    figure = roofline(json.loads(Path(source).read_text(encoding="utf-8")))
-    figure.savefig(target, metadata={"Date": None} if target.endswith(".svg") else None)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    write(roofline, *map(Path, sys.argv[1:]))

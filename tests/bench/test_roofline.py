@@ -1,12 +1,13 @@
 """The drawing of a document has every kernel that has a bound, below its roof."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qspec_decode.bench import roofline
+from qspec_decode.bench import drawing, roofline
 from qspec_kernels import UsageError
 
 
@@ -42,8 +43,18 @@ def test_every_bound_kernel_is_drawn_below_its_roof(tmp_path: Path) -> None:
     assert axes.get_title() == "CPU, avx2, 2 threads, 2026-01-02, commit abc"
     source, target = tmp_path / "kernels.json", tmp_path / "roofline.svg"
     source.write_text(json.dumps(DOCUMENT))
-    roofline.main(str(source), str(target))
-    assert target.read_text().lstrip().startswith("<?xml")
+    drawing.write(roofline.roofline, source, target)
+    drawn_once = target.read_bytes()
+    assert drawn_once.lstrip().startswith(b"<?xml")
+    drawing.write(roofline.roofline, source, target)
+    assert target.read_bytes() == drawn_once
+
+
+def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match="drawing needs matplotlib") as error:
+        roofline.roofline(DOCUMENT)
+    assert "qspec[bench]" in error.value.hint
 
 
 def test_nothing_to_draw_is_said() -> None:

@@ -1,0 +1,181 @@
+"""What the page "how fast, and why" shows of the committed measurements: tables, numbers and drawings.
+
+conf.py hands `substitutions` to MyST, so that no figure on the page is typed by hand.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qspec_decode.bench.drawing import caption, write
+from qspec_decode.bench.rates import rates
+from qspec_decode.bench.roofline import roofline
+
+Document = Mapping[str, Any]
+
+# whom a kernel is compared with: what does the same work in PyTorch
+PEERS = {
+    "linear_bf16": "torch_linear_bf16",
+    "linear_w4a16": "torch_int4pack",
+    "linear_w4a8": "torch_int4pack",
+}
+
+
+def substitutions(kernels: Document, decoding: Document) -> dict[str, str]:
+    """Markdown by name.
+
+    Parameters
+    ----------
+    kernels
+        Of `qspec bench kernels --json`, linears of every precision on one shape.
+    decoding
+        Of `qspec bench decode --json`.
+    """
+    return kernel_texts(kernels) | decoding_texts(decoding)
+
+
+def draw(results: Path, folder: Path) -> None:
+    """The drawings of both documents, as SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write(roofline, results / "cpu_kernels.json", folder / "roofline.svg")
+    write(rates, results / "cpu_decode.json", folder / "rates.svg")
+
+
+def load(path: Path) -> Document:
+    """A document."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; the first column is text, the others are numbers."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def kernel_texts(document: Document) -> dict[str, str]:
+    """Tables of op over M, and the numbers of the worked example."""
+    found = {(row["op"], row["m"]): row for row in document["rows"]}
+    counts = list(dict.fromkeys(row["m"] for row in document["rows"]))
+    own = list(dict.fromkeys(row["op"] for row in document["rows"] if not row["peer"]))
+    everyone = list(dict.fromkeys(row["op"] for row in document["rows"]))
+    headings = ["", *(f"M = {m}" for m in counts)]
+    most = max(counts)
+
+    def over_m(ops: Iterable[str], cell: Callable[[str, int], str]) -> str:
+        return table(headings, ([f"`{op}`", *(cell(op, m) for m in counts)] for op in ops))
+
+    def bound(op: str, m: int) -> str:
+        fraction, name = found[op, m]["fraction_of_bound"], found[op, m]["bound"]
+        return "" if fraction is None else f"{fraction:.2f}" + ("" if name == "memory" else f" of {name}")
+
+    def faster(op: str, m: int) -> str:
+        return f"{found[PEERS[op], m]['us']['median'] / found[op, m]['us']['median']:.2f}"
+
+    texts = {
+        "kernels_machine": f"{caption(document['machine'])}; torch {document['machine']['torch']}",
+        "kernels_shape": document["rows"][0]["shape"],
+        "kernels_seconds": f"{document['seconds']:g}",
+        "kernels_us": over_m(everyone, lambda op, m: f"{found[op, m]['us']['median']:.0f}"),
+        "kernels_bound": over_m(own, bound),
+        "kernels_peers": over_m([op for op in own if PEERS.get(op) in everyone], faster),
+        "most_rows": str(most),
+    }
+    return texts | example("one", found["linear_mxfp4a8", 1]) | example("many", found["linear_mxfp4a8", most])
+
+
+def example(name: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """The bounds of one kernel worked out, number by number."""
+    memory = row["bytes"] / row["bandwidth_gb_per_second"] / 1e3
+    compute = row["operations"] / row["peak_gflops"] / 1e3
+    values = {
+        "mb": f"{row['bytes'] / 1e6:.1f}",
+        "bandwidth": f"{row['bandwidth_gb_per_second']:.1f}",
+        "memory_us": f"{memory:.0f}",
+        "gop": f"{row['operations'] / 1e9:.3g}",
+        "peak": f"{row['peak_gflops']:.0f}",
+        "compute_us": f"{compute:.0f}",
+        "us": f"{row['us']['median']:.0f}",
+        "fraction": f"{max(memory, compute) / row['us']['median']:.2f}",
+    }
+    return {f"{name}_{key}": value for key, value in values.items()}
+
+
+def decoding_texts(document: Document) -> dict[str, str]:
+    """Tables of plain decoding, of ladders and of what they are made of."""
+    return {
+        "decode_machine": caption(document["machine"]),
+        "decode_note": document["note"],
+        "decode_scale": document["scale"],
+        "decode_prompts": str(document["num_prompts"]),
+        "decode_tokens": str(document["max_new_tokens"]),
+        "decode_plain": table(
+            [
+                "",
+                "batch",
+                "tokens/s",
+                "step, ms",
+                "GB/s of weights",
+                "of the read loop",
+                "outside kernels, ms",
+            ],
+            (row for batch in document["batches"] for row in _plain(batch)),
+        ),
+        "decode_ladders": table(
+            ["", "batch", "tokens/s", "speed-up", "quartiles", "formula", "c", "v", "α"],
+            (row for batch in document["batches"] for row in _ladders(batch)),
+        ),
+        "decode_remarks": _remarks(document),
+    }
+
+
+def _plain(batch: Document) -> Iterable[list[str]]:
+    steps = {
+        one["precision"]: one
+        for one in batch["passes"]
+        if one["model"] == "target" and one["tokens_per_row"] == 1 and not one["draft"]
+    }
+    outside = {one["precision"]: f"{one['outside_seconds'] * 1e3:.2f}" for one in batch["outside_kernels"]}
+    for run in batch["runs"]:
+        if run["draft"]:
+            continue
+        name = f"{run['name']}, {run['weights']}" if run["peer"] else f"`{run['weights']}`"
+        row = [name, str(batch["batch"]), f"{run['tokens_per_second']:.1f}"]
+        if run["peer"]:
+            yield [*row, "", "", "", ""]
+            continue
+        step = steps[run["weights"]]
+        share = step["fraction_of_read_bandwidth"]
+        yield [
+            *row,
+            f"{step['seconds'] * 1e3:.1f}",
+            f"{step['bytes_per_second'] / 1e9:.1f}",
+            "" if share is None else f"{share:.2f}",
+            outside.get(run["weights"], ""),
+        ]
+
+
+def _ladders(batch: Document) -> Iterable[list[str]]:
+    for run in batch["runs"]:
+        if not run["draft"]:
+            continue
+        low, high = run["speedup_quartiles"]
+        formula = run["formula_speedup"]
+        yield [
+            f"`{run['name']}`",
+            str(batch["batch"]),
+            f"{run['tokens_per_second']:.1f}",
+            f"{run['speedup']:.2f}" + ("" if run["of_record"] else "\\*"),
+            f"{low:.2f} to {high:.2f}",
+            "" if formula is None else f"{formula:.2f}",
+            *("; ".join(f"{value:.2f}" for value in run[name]) for name in ("c", "v", "alpha")),
+        ]
+
+
+def _remarks(document: Document) -> str:
+    """Why figures do not count, each reason once."""
+    runs = [run for batch in document["batches"] for run in batch["runs"]]
+    reasons = dict.fromkeys(run["not_of_record_because"] for run in runs if not run["of_record"])
+    if not reasons:
+        return "All figures are figures of record."
+    return "\\* no figure of record: " + "; or ".join(reasons) + "."
