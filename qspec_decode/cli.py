@@ -7,6 +7,7 @@ import typer
 
 from qspec_decode.commands import bench
 from qspec_decode.commands.bench_decode import decode
+from qspec_decode.commands.bench_gpu import gpu
 from qspec_decode.commands.demo import demo
 from qspec_decode.commands.doctor import doctor
 from qspec_decode.commands.generate import generate
@@ -79,6 +80,13 @@ bench.app.command(
     "qspec bench kernels --ops linear --shapes 4096x14336 --m 1,5,8    [dim]half a minute[/dim]",
 )(bench.kernels)
 bench.app.command(help=_help(decode))(decode)
+bench.app.command(
+    help=_help(gpu),
+    epilog=EXAMPLES
+    + "qspec bench gpu --json gpu.json    [dim]first on a new machine: under 8 minutes[/dim]\n\n"
+    "qspec bench gpu --ops linear_w4a8 --shapes llama-3-8b.down --m 1,16    [dim]one kernel[/dim]\n\n"
+    "qspec bench gpu --budget 60    [dim]what is most common; the rest is listed as dropped[/dim]",
+)(gpu)
 app.add_typer(bench.app)
 
 

@@ -52,9 +52,9 @@ def kernels(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UsageError(f"--json names {json_file}, whose directory does not exist", "Make it first.")
     request = bench.Request(
-        bench.DEFAULT_OPS if ops is None else _names(ops),
-        bench.SHAPES if shapes is None else _names(shapes),
-        bench.ROWS if m is None else _rows(m),
+        bench.DEFAULT_OPS if ops is None else split_names(ops),
+        bench.SHAPES if shapes is None else split_names(shapes),
+        bench.ROWS if m is None else split_rows(m),
         seconds,
     )
     document = bench.run(request)
@@ -70,14 +70,16 @@ def kernels(
     console.print(_table(document["rows"]))
 
 
-def _names(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
+    """The names of "a, b", each once."""
     return list(dict.fromkeys(name for name in map(str.strip, text.split(",")) if name))
 
 
-def _rows(text: str) -> list[int]:
+def split_rows(text: str) -> list[int]:
+    """The numbers of `--m`."""
     from qspec_kernels import UsageError
 
-    parts = _names(text)
+    parts = split_names(text)
     if not parts or not all(part.isdecimal() and int(part) for part in parts):
         raise UsageError(f"--m is {text!r}, expected numbers of at least 1", "For instance --m 1,8,64.")
     return list(map(int, parts))
@@ -113,8 +115,8 @@ def _table(rows: list[dict[str, Any]]) -> "Table":
             row["op"],
             row["shape"],
             str(row["m"]),
-            _number(us["median"]),
-            f"{_number(us['low'])} to {_number(us['high'])}",
+            number(us["median"]),
+            f"{number(us['low'])} to {number(us['high'])}",
             f"{row['gb_per_second']:.1f}",
             f"{row['gflops']:.1f}",
             "" if fraction is None else f"{fraction:.2f} of {row['bound']}",
@@ -123,5 +125,6 @@ def _table(rows: list[dict[str, Any]]) -> "Table":
     return table
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three digits, as far as they say something."""
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"

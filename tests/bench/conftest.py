@@ -8,7 +8,7 @@ import pytest
 
 import qspec_kernels
 from qspec_decode.bench import linear_case, op_case
-from qspec_decode.bench.kernels import ROWS
+from qspec_decode.bench.kernels import ROWS, SHAPES
 from qspec_decode.bench.peaks import many_rows_bytes, rotation_bytes
 from qspec_decode.bench.shapes import MODELS, ModelShape
 
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Shapes and rows of real models where something is timed."""
     timed = not metafunc.config.option.benchmark_disable
-    models = list(MODELS.values()) if timed else [TINY]
+    models = [MODELS[name] for name in SHAPES] if timed else [TINY]
     for name, values in (
         ("linears", [linear for model in models for linear in model.linears.values()]),
         ("others", models),

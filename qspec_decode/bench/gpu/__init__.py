@@ -1,0 +1,1 @@
+"""What `qspec bench gpu` runs: every kernel checked against float64, then timed beside its peers."""

@@ -1,0 +1,68 @@
+"""Files of backends that serve an op on a device, each for itself: dispatch takes the first."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qspec_decode.bench.gpu.device import Device
+from qspec_kernels import PackedWeight, formats
+
+_LIBRARIES = {"cuda": "cupy", "triton": "triton"}
+
+
+def refusal(device: Device, backend: str, op: str) -> str:
+    """Why a backend does not serve an op; empty where it does."""
+    if find_spec(f"qspec_kernels.backends.{backend}.{op}") is None:
+        return "has no such kernel"
+    library = _LIBRARIES.get(backend)
+    if library is not None and find_spec(library) is None:
+        return f"{library} is not installed"
+    why_not = getattr(_module(backend, op), "why_not", None)
+    return why_not(device.capability) if why_not else ""
+
+
+def serving(device: Device, op: str) -> list[str]:
+    """Backends of the device that serve an op."""
+    return [backend for backend in device.backends if not refusal(device, backend, op)]
+
+
+def function(backend: str, op: str) -> Callable[..., Any]:
+    """What a backend calls for an op; arguments are those of the torch backend's file of the same name."""
+    return getattr(_module(backend, op), op)
+
+
+def order(backend: str, op: str) -> str:
+    """Byte order of the packed weights that a file reads."""
+    return _module(backend, op).READS
+
+
+def arguments(
+    args: Sequence[Any], backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None
+) -> list[Any]:
+    """Arguments on a device, as the file wants them: packed weights become bytes and scales in its order.
+
+    Parameters
+    ----------
+    dtype
+        What tensors of floats are converted to; None leaves them.
+    """
+    found: list[Any] = []
+    for one in args:
+        if isinstance(one, PackedWeight):
+            packed = formats.convert(one, order(backend, op)).to(device)
+            found += [packed.data, packed.scales]
+        elif isinstance(one, Tensor):
+            wanted = dtype if dtype is not None and one.is_floating_point() else one.dtype
+            # a copy: ops may write into it
+            found.append(one.to(device=device, dtype=wanted, copy=True))
+        else:
+            found.append(one)
+    return found
+
+
+def _module(backend: str, op: str) -> Any:
+    return importlib.import_module(f"qspec_kernels.backends.{backend}.{op}")

@@ -1,0 +1,274 @@
+"""`qspec bench gpu`: everything checked first, then timed, within a budget of seconds."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from typing import Any
+
+import torch
+
+from qspec_decode.bench import shapes
+from qspec_decode.bench.facts import facts
+from qspec_decode.bench.gpu import cases, correctness, linear_case, op_case, timing
+from qspec_decode.bench.gpu.backends import refusal
+from qspec_decode.bench.gpu.device import Device
+from qspec_decode.bench.gpu.linear_case import LinearCase, memory_needed
+from qspec_decode.bench.gpu.timing import Bandwidth, Contender
+from qspec_decode.bench.shapes import LinearShape
+from qspec_kernels import UsageError
+
+SHAPES = ("llama-3-8b", "llama-3-70b")
+ROWS = (1, 2, 4, 5, 8, 16, 32, 64, 128, 512, 4096)
+BUDGET = 420.0
+# more rows than that come last
+_FEW_ROWS = 128
+# after so many there is something wrong with the device, or with everything
+_MOST_FAILURES = 20
+_KEYS, _BATCH = 4096, 32
+_PACKAGES = ("qspec", "triton", "cupy", "gemlite")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to check and to time.
+
+    Parameters
+    ----------
+    ops
+        Of `cases.OPS`; "linear" stands for all linears.
+    shapes
+        Names as `shapes.choose` takes them; timed only.
+    rows
+        M, the rows of the input; timed only.
+    budget
+        Seconds for everything. What has begun when they are over is finished.
+    keys, batch
+        Of the cache that attention is timed on.
+
+    Raises
+    ------
+    UsageError
+        For an op or shape that is unknown, and for numbers that are not positive.
+    """
+
+    ops: Sequence[str] = cases.OPS
+    shapes: Sequence[str] = SHAPES
+    rows: Sequence[int] = ROWS
+    budget: float = BUDGET
+    keys: int = _KEYS
+    batch: int = _BATCH
+
+    def __post_init__(self) -> None:
+        shapes.choose(self.shapes)
+        unknown = [op for op in self.ops if op not in (*cases.OPS, "linear")]
+        if unknown or not self.ops:
+            named = repr(unknown[0]) if unknown else "''"
+            raise UsageError(f"unknown op {named}", f"There are: linear, {', '.join(cases.OPS)}.")
+        if not self.rows or min(self.rows) < 1:
+            raise UsageError(f"m is {list(self.rows)}; expected numbers of at least 1")
+        if not self.budget > 0:
+            raise UsageError(f"budget is {self.budget}; expected more than 0 seconds")
+
+    @property
+    def names(self) -> list[str]:
+        """Every op that is meant, once."""
+        linears = [op for op in cases.OPS if op.startswith("linear_")]
+        return list(
+            dict.fromkeys(op for name in self.ops for op in (linears if name == "linear" else [name]))
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """Contenders that are timed against each other, not yet made.
+
+    Parameters
+    ----------
+    what
+        For people, and for the list of what the budget dropped.
+    make
+        Makes them; (contenders, skipped peers).
+    num_bytes
+        Of memory, at most.
+    """
+
+    what: str
+    make: Callable[[], tuple[list[Contender], list[dict[str, str]]]]
+    num_bytes: int
+
+
+def run(
+    request: Request, device: Device, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> dict[str, Any]:
+    """Check, then time; the document of `--json`. Where a kernel is wrong nothing is timed."""
+    began = clock()
+    verdicts = _check(request, device, say)
+    failures = [verdict.to_dict() for verdict in verdicts if verdict.failed]
+    checked = clock() - began
+    document: dict[str, Any] = {
+        "command": "bench gpu",
+        "gpu": device.facts(),
+        "machine": facts(),
+        "versions": {"torch": torch.__version__} | {name: _version(name) for name in _PACKAGES},
+        "budget_seconds": request.budget,
+        "correctness": {
+            "checked": len(verdicts),
+            "seconds": checked,
+            "failures": failures,
+            "served": sorted({f"{verdict.op} ({verdict.backend})" for verdict in verdicts}),
+            "unserved": _unserved(request, device),
+            "closest": _closest(verdicts),
+        },
+        "rounds": timing.ROUNDS,
+        "rows": [],
+        "dropped": [],
+        "skipped_peers": [],
+    }
+    if not failures:
+        _time(request, device, say, lambda: clock() - began, document)
+    document["seconds"] = clock() - began
+    return document
+
+
+def _version(package: str) -> str | None:
+    """CuPy's wheels are named after the CUDA that they are for."""
+    names = [name for name in packages_distributions().get(package, ()) if package in name] or [package]
+    try:
+        return version(names[0])
+    except PackageNotFoundError:
+        return None
+
+
+def _check(request: Request, device: Device, say: Callable[[str], None]) -> list[correctness.Verdict]:
+    verdicts: list[correctness.Verdict] = []
+    for op in request.names:
+        say(f"checking {op} ...")
+        for case in cases.cases(op):
+            for verdict in correctness.check(device, case):
+                verdicts.append(verdict)
+                if sum(bool(one.failed) for one in verdicts) >= _MOST_FAILURES:
+                    return verdicts
+    if not verdicts:
+        raise UsageError(
+            f"no GPU kernel of {', '.join(request.names)} runs here: "
+            + "; ".join(
+                f"{one['op']} ({one['backend']}) {one['reason']}" for one in _unserved(request, device)
+            ),
+            "pip install 'qspec[cuda]' brings the libraries.",
+        )
+    return verdicts
+
+
+def _unserved(request: Request, device: Device) -> list[dict[str, str]]:
+    """Backends that do not serve an op, and why."""
+    return [
+        {"op": op, "backend": backend, "reason": reason}
+        for op in request.names
+        for backend in device.backends
+        if (reason := refusal(device, backend, op))
+    ]
+
+
+def _closest(verdicts: Sequence[correctness.Verdict]) -> list[dict[str, Any]]:
+    """Of each op and backend the verdict that came nearest to its bound."""
+    worst: dict[tuple[str, str], correctness.Verdict] = {}
+    for verdict in verdicts:
+        place = verdict.op, verdict.backend
+        if place not in worst or _share(verdict) > _share(worst[place]):
+            worst[place] = verdict
+    return [verdict.to_dict() for verdict in worst.values()]
+
+
+def _share(verdict: correctness.Verdict) -> float:
+    return (verdict.error or 0.0) / verdict.bound if verdict.bound else 0.0
+
+
+def _time(
+    request: Request,
+    device: Device,
+    say: Callable[[str], None],
+    passed: Callable[[], float],
+    document: dict[str, Any],
+) -> None:
+    bandwidth: Bandwidth | None = None
+    skipped: dict[tuple[str, str], dict[str, str]] = {}
+    for task in tasks(request, device):
+        reason = ""
+        if passed() >= request.budget:
+            reason = "the budget was spent"
+        elif task.num_bytes > device.memory_bytes:
+            reason = f"it takes up to {task.num_bytes / 1e9:.1f} GB of memory"
+        if reason:
+            document["dropped"].append({"what": task.what, "reason": reason})
+            continue
+        say(f"timing {task.what} ...")
+        bandwidth = bandwidth or Bandwidth(device)
+        rows, missing = _timed(device, task, bandwidth)
+        document["rows"] += rows
+        skipped |= {(one["peer"], one["reason"]): one for one in missing}
+    document["skipped_peers"] = list(skipped.values())
+
+
+def _timed(
+    device: Device, task: Task, bandwidth: Bandwidth
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """(rows of the document, skipped peers); what was made for it is freed."""
+    contenders, skipped = task.make()
+    ready, missing = [], list(skipped)
+    for contender in contenders:
+        try:
+            contender.check()
+            if contender.peer:
+                device.capture(partial(contender.call, 0))
+            ready.append(contender)
+        except Exception as error:
+            if not contender.peer:
+                raise
+            reason = f"{contender.shape}: {error}".splitlines()[0]
+            missing.append({"peer": contender.op, "reason": reason})
+    return timing.rows(device, ready, bandwidth) if ready else [], missing
+
+
+def tasks(request: Request, device: Device) -> Iterator[Task]:
+    """What is timed: few rows of every shape, the smallest first; other ops; then many rows."""
+    chosen = shapes.choose(request.shapes)
+    ops = [op for op in linear_case.OPS if op in request.names]
+    ordered = sorted(chosen.linears, key=lambda shape: shape.n * shape.k) if ops else []
+    few, many = ([m for m in sorted(request.rows) if (m > _FEW_ROWS) == more] for more in (False, True))
+    for shape in ordered:
+        yield from _linears(device, shape, ops, few)
+    for model in sorted(chosen.models, key=lambda model: model.hidden):
+        if "attention" in request.names:
+            size = 4 * request.batch * model.kv_heads * request.keys * model.head_dim
+            yield Task(
+                f"attention of {model.name}",
+                lambda model=model: (op_case.attentions(device, model, request.keys, request.batch), []),
+                4 * size,
+            )
+        if "hadamard_quantize_act" in request.names:
+            for m in sorted(request.rows):
+                for width in dict.fromkeys((model.hidden, model.intermediate)):
+                    yield Task(
+                        f"hadamard_quantize_act of {model.name} {width}, M = {m}",
+                        lambda model=model, width=width, m=m: (op_case.rotation(device, model, width, m), []),
+                        16 * m * width + 64 * device.l2_bytes,
+                    )
+    for shape in ordered:
+        yield from _linears(device, shape, ops, many)
+
+
+def _linears(device: Device, shape: LinearShape, ops: Sequence[str], rows: Sequence[int]) -> Iterator[Task]:
+    """One task for each number of rows; they share the weights, which the first that is run makes."""
+    made: list[LinearCase] = []
+
+    def make(m: int) -> tuple[list[Contender], list[dict[str, str]]]:
+        if not made:
+            made.append(LinearCase(device, shape, ops))
+        return list(made[0].contenders(m)), made[0].skipped
+
+    for m in rows:
+        activations = 64 * m * (shape.n + shape.k)
+        needed = activations + (0 if made else memory_needed(device, shape))
+        yield Task(f"linears of {shape.name}, M = {m}", lambda m=m: make(m), needed)
