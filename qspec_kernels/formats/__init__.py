@@ -105,7 +105,7 @@ def join(parts: Sequence[PackedWeight]) -> PackedWeight:
     plain = canonical(first.format)
     if first.format != plain and any(part.shape[0] % ROWS_TOGETHER for part in parts[:-1]):
         return convert(join([convert(part, plain) for part in parts]), first.format)
-    scale_axis = getattr(get(first.format), "SCALE_ROW_AXIS", 0)
+    scale_axis = get(first.format).SCALE_ROW_AXIS
     return PackedWeight(
         torch.cat([part.data for part in parts]),
         torch.cat([part.scales for part in parts], scale_axis),

@@ -15,6 +15,9 @@ from torch import Tensor
 from qspec_kernels.formats import _check, _layout
 from qspec_kernels.formats.packed import PackedWeight
 
+# scales lie row by row, as the codes do
+SCALE_ROW_AXIS = 0
+
 CODE_MIN, CODE_MAX = -8, 7
 SCALE_MAX = 65504.0  # the largest finite fp16
 CLIP_RATIOS = tuple(1.0 - 0.025 * step for step in range(13))

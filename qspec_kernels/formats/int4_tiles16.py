@@ -16,6 +16,9 @@ from qspec_kernels.errors import FormatError
 from qspec_kernels.formats import _check, _layout
 from qspec_kernels.formats.packed import PackedWeight
 
+# scales lie row by row, as the codes do
+SCALE_ROW_AXIS = 0
+
 
 def pack(
     codes: Int8[Tensor, "n k"], scales: Float16[Tensor, "n groups"], group_size: int = 128

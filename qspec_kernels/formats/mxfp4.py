@@ -15,6 +15,9 @@ from torch import Tensor
 from qspec_kernels.formats import _check, _layout
 from qspec_kernels.formats.packed import PackedWeight
 
+# scales lie row by row, as the codes do
+SCALE_ROW_AXIS = 0
+
 BLOCK = 32
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LEVELS = MAGNITUDES + tuple(-magnitude for magnitude in MAGNITUDES)

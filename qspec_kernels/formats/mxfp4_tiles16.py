@@ -15,6 +15,9 @@ from torch import Tensor
 from qspec_kernels.formats import _check, _layout
 from qspec_kernels.formats.packed import PackedWeight
 
+# scales lie row by row, as the codes do
+SCALE_ROW_AXIS = 0
+
 BLOCK = 32
 
 
