@@ -188,13 +188,14 @@ class _Loader:
     def _rotate(self, plain: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config
         return prepare.rotate_layer(
-            {key: tensor.to(self.options.dtype) for key, tensor in plain.items()},
+            plain,
             num_heads=config.num_attention_heads,
             head_dim=config.head_dim,
             signs=self.signs,
             hidden_block=config.hidden_block,
             heads_block=config.heads_block,
             intermediate_block=config.intermediate_block,
+            dtype=self.options.dtype,
         )
 
     def _pieces(self, matrix: Tensor, name: str) -> Sequence[Weight]:

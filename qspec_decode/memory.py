@@ -95,7 +95,7 @@ def estimate(config: ModelConfig, options: LoadOptions) -> MemoryEstimate:
         if name == "mxfp4" and not options.keep_head:
             size += _matrix_bytes((config.vocab_size, config.hidden_size), name, False, options)
         sets[name] = size
-    # one linear is at work at a time: as read, as float32, rotated in float64, and joined with others
+    # one linear is at work at a time: as read, as float32, rotated, and joined with others
     largest = max(math.prod(shape) for shape in shapes.values())
     at_work = _STEPS_BYTES + largest * (20 if options.rotated else 16)
     return MemoryEstimate(

@@ -13,8 +13,6 @@ reads x' as H(S w): both sides of a product are transformed alike. RMSNorm commu
 once its gain is folded into the linears behind it.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +21,7 @@ from qspec_kernels import PackedWeight, UsageError, formats, hadamard
 
 # elements that are rotated at once: they stay in cache through all the butterflies, five times faster
 # than whole matrices, and the float64 steps take little memory
-_AT_ONCE = 1 << 15
+_AT_ONCE = 1 << 14
 
 # the linears that read each norm's output
 _BEHIND_NORM = {
@@ -55,10 +53,11 @@ def rotate_layer(
     hidden_block: int,
     heads_block: int,
     intermediate_block: int,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """The weights of one decoder layer, or some of them, in the rotated basis of this module.
 
-    Each transform is computed in float64 and comes back in the dtype the tensor had, norm gains as ones.
+    Each transform is computed in float64, some rows at a time in the memory of the result.
 
     Parameters
     ----------
@@ -73,55 +72,44 @@ def rotate_layer(
         From `signs`.
     hidden_block, heads_block, intermediate_block
         Widths of the Hadamard matrices: the whole width, or a divisor of it that has a matrix.
+    dtype
+        Of the result; by default each tensor's own. Norm gains come back as ones.
 
     Raises
     ------
     UsageError
         If a width contradicts the heads or the signs, or is no multiple of its block.
     """
+    signs = signs.double()
     rotated = {}
     for name, tensor in layer.items():
+        value = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=tensor.device).copy_(tensor)
         if name in _BEHIND_NORM:
-            gain = layer[_BEHIND_NORM[name]].double()
-            rotated[name] = _by_rows(
-                tensor, tensor.dtype, lambda x, g=gain: _rotate_residual(x * g, signs, hidden_block)
-            )
+            _rotate_residual(value, signs, hidden_block, gain=layer[_BEHIND_NORM[name]])
         elif name in _TO_RESIDUAL:
             # the out dimension last: what a matrix adds to the stream turns with the stream
-            columns = tensor.movedim(0, -1)
-            turned = _by_rows(columns, tensor.dtype, lambda x: _rotate_residual(x, signs, hidden_block))
-            value = turned.movedim(-1, 0)
+            _rotate_residual(value.movedim(0, -1), signs, hidden_block)
             if name == "o_proj":
                 _check_width(name, tensor.shape[1], num_heads * head_dim, "num_heads * head_dim")
-                value = _by_rows(value, tensor.dtype, lambda x: _transform(x, heads_block))
+                _rotate(value, heads_block)
             elif name == "down_proj":
-                value = _by_rows(value, tensor.dtype, lambda x: _transform(x, intermediate_block))
-            rotated[name] = value.contiguous()
+                _rotate(value, intermediate_block)
         elif name in _BEHIND_NORM.values():
-            rotated[name] = torch.ones_like(tensor)
-        else:
-            rotated[name] = tensor.clone()
+            value.fill_(1)
+        rotated[name] = value
     return rotated
 
 
-def _by_rows(x: Tensor, dtype: torch.dtype, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """`function`, in float64, of some rows at a time."""
-    if x.ndim == 1:
-        return function(x.double()).to(dtype)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    rows = max(1, _AT_ONCE // x.shape[1])
-    for target, source in zip(out.split(rows), x.split(rows), strict=True):
-        target.copy_(function(source.double()))
-    return out
-
-
-def _rotate_residual(x: Tensor, signs: Tensor, block: int) -> Tensor:
+def _rotate_residual(x: Tensor, signs: Tensor, block: int, gain: Tensor | None = None) -> None:
     _check_width("the residual stream", x.shape[-1], len(signs), "the number of signs")
-    return _transform(x * signs.double(), block)
+    _rotate(x, block, signs if gain is None else signs * gain.double())
 
 
-def _transform(x: Tensor, block: int) -> Tensor:
-    return hadamard(x.contiguous(), block=block)
+def _rotate(x: Tensor, block: int, diagonal: Tensor | None = None) -> None:
+    """Multiply each row by the diagonal and rotate it, in place."""
+    rows = x.view(-1, x.shape[-1]) if x.ndim == 1 else x
+    for part in rows.split(max(1, _AT_ONCE // rows.shape[1])):
+        part.copy_(hadamard(part.double().contiguous(), block=block, diagonal=diagonal))
 
 
 def _check_width(what: str, width: int, expected: int, name: str) -> None:

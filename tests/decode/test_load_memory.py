@@ -70,9 +70,9 @@ def write(directory: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny checkpoint, one of 136 MB, and one of 404 MB, which four bits a weight make 110."""
+    """A tiny checkpoint, and one of 136 MB, which four bits a weight make 37."""
     directory = tmp_path_factory.mktemp("memory")
-    layers = {"small": 1, "large": 64, "larger": 192}
+    layers = {"small": 1, "large": 64}
     return {name: write(directory / name, num_hidden_layers=count) for name, count in layers.items()}
 
 
@@ -80,27 +80,25 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
 )
 @pytest.mark.parametrize(
-    ("size", "options"),
+    "options",
     [
-        ("large", {"precisions": ["bf16"]}),
-        ("large", {"precisions": ["bf16", "mxfp4"]}),
-        ("large", {"precisions": ["bf16", "mxfp4"], "rotate": True}),
-        ("large", {"precisions": ["mxfp4"]}),
-        # rotating takes some 15 MB, however large the model
-        ("larger", {"precisions": ["mxfp4"], "rotate": True}),
+        {"precisions": ["bf16"]},
+        {"precisions": ["bf16", "mxfp4"]},
+        {"precisions": ["bf16", "mxfp4"], "rotate": True},
+        {"precisions": ["mxfp4"]},
+        {"precisions": ["mxfp4"], "rotate": True},
+        {"precisions": ["w4a8"], "rotate": True},
     ],
-    ids=["bf16", "bf16-mxfp4", "bf16-mxfp4-rotated", "mxfp4", "mxfp4-rotated"],
+    ids=["bf16", "bf16-mxfp4", "bf16-mxfp4-rotated", "mxfp4", "mxfp4-rotated", "w4a8-rotated"],
 )
-def test_the_peak_is_below_1_3_times_the_model(
-    checkpoints: dict[str, Path], size: str, options: dict[str, Any]
-) -> None:
-    small, large = str(checkpoints["small"]), str(checkpoints[size])
+def test_the_peak_is_below_1_3_times_the_model(checkpoints: dict[str, Path], options: dict[str, Any]) -> None:
+    small, large = str(checkpoints["small"]), str(checkpoints["large"])
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, small, large, json.dumps(options)],
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     measured = json.loads(done.stdout)
     estimate = memory.memory_estimate(large, **options)
