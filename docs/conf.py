@@ -7,6 +7,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
+import gpu_tables  # noqa: E402
 import measured  # noqa: E402
 
 project = "QSpec"
@@ -18,9 +19,14 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
 myst_heading_anchors = 3
 RESULTS = DOCS / "results"
-myst_substitutions = measured.substitutions(
-    measured.load(RESULTS / "cpu_kernels.json"), measured.load(RESULTS / "cpu_decode.json")
-)
+myst_substitutions = {
+    **measured.substitutions(
+        measured.load(RESULTS / "cpu_kernels.json"), measured.load(RESULTS / "cpu_decode.json")
+    ),
+    **gpu_tables.substitutions(
+        measured.load(RESULTS / "gpu_build_triton.json"), measured.load(RESULTS / "gpu_build_cuda.json")
+    ),
+}
 html_theme = "furo"
 html_title = "QSpec"
 exclude_patterns = ["_build"]

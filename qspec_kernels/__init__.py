@@ -48,3 +48,4 @@ from qspec_kernels.precision import Precision as Precision
 from qspec_kernels.precision import precision as precision
 from qspec_kernels.program import Program as Program
 from qspec_kernels.program import Workspace as Workspace
+from qspec_kernels.warmup import warmup as warmup

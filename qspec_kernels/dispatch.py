@@ -1,8 +1,10 @@
 """Which function serves an op on a device: the path is the registration.
 
 A backend is a folder of `backends/`; it serves the ops it has files for: `backends/<backend>/<op>.py` with a
-function `<op>`. A file that reads packed weights names their byte order in a constant `READS`; one that not
-every GPU can run has a function `why_not(capability)`, which gives the reason, or "" where it serves.
+function `<op>`, and `<op>_prefill.py` where long prompts have a kernel of their own. A file that reads packed
+weights names their byte order in a constant `READS`; one that not every GPU can run has a function
+`why_not(capability)`, which gives the reason, or "" where it serves; of ops that say how large a call is,
+`why_not(capability, sizes)`.
 """
 
 import contextlib
@@ -22,17 +24,26 @@ from qspec_kernels.errors import KernelUnavailable
 from qspec_kernels.formats import PackedWeight, canonical, convert
 
 _BACKENDS = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
-# what the GPU backends are compiled and launched with, and the first architecture they are written for
+# what the GPU backends are compiled and launched with and where it comes from, and the first of NVIDIA's
+# architectures they are written for
 _GPU_LIBRARIES = {"cuda": "cupy", "triton": "triton"}
+_WAYS_OUT = {"cuda": "pip install 'qspec[cuda]'", "triton": "PyTorch's builds for GPUs bring it along"}
 _LEAST_CAPABILITY = (8, 0)
 _state = threading.local()
 
 
 @cache
 def find(
-    op: str, device: torch.device | str, dtype: torch.dtype | None = None, format: str | None = None
+    op: str,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    format: str | None = None,
+    phase: str = "decode",
+    sizes: tuple[int, ...] | None = None,
 ) -> Callable[..., Any]:
     """The function that serves `op`: the first backend of the device that can.
+
+    In the phase "prefill" that is the first with `<op>_prefill`, and where none has it, `op` as ever.
 
     Parameters
     ----------
@@ -42,6 +53,10 @@ def find(
         What is computed in; float64 is served by the torch backend alone.
     format
         Byte order of the packed weight; backends that read another are passed over.
+    phase
+        "decode" or "prefill".
+    sizes
+        Of the call, where a backend's limits depend on them; the op's files say which they are.
 
     Raises
     ------
@@ -50,9 +65,15 @@ def find(
     UsageError
         If QSPEC_CPU_ISA asks for a library that does not exist or needs flags the CPU lacks.
     """
+    if phase == "prefill":
+        own = f"{op}_prefill"
+        for backend in _backends(device):
+            if _refusal(backend, own, torch.device(device), dtype, format) is None:
+                return getattr(_module(backend, own), own)
+        return find(op, device, dtype, format)
     refusals = []
     for backend in _backends(device):
-        refusal = _refusal(backend, op, torch.device(device), dtype, format)
+        refusal = _refusal(backend, op, torch.device(device), dtype, format, sizes)
         if refusal is None:
             if format is not None and refusals and backend == "torch":
                 _tell_of_conversion(op, torch.device(device), dtype, format)
@@ -65,14 +86,20 @@ def find(
     )  # fmt: skip
 
 
-def explain(op: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+def explain(
+    op: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    sizes: tuple[int, ...] | None = None,
+) -> str:
     """One line: the backend that serves an op on a device, and why the ones before it do not.
 
-    `isa()` and this are what `qspec doctor` prints.
+    `isa()` and this are what `qspec doctor` prints. `sizes` are those of a call that may be too large for a
+    backend: for hadamard_quantize_act the width of a row and the order of the base matrix.
     """
     refusals = []
     for backend in _backends(device):
-        refusal = _refusal(backend, op, torch.device(device), dtype, None)
+        refusal = _refusal(backend, op, torch.device(device), dtype, None, sizes)
         if refusal is None:
             chosen = f"{op} on {device}: {backend}{_machine(backend, torch.device(device))}"
             return chosen + "".join(f"; not {reason}" for reason in refusals)
@@ -108,6 +135,11 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
         f"no backend on {packed.device} serves {op}",
         "Keep the weight on a device that `explain` names a path for.",
     )
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether a device's kernels are compiled when they are first called."""
+    return any(backend in _GPU_LIBRARIES for backend in _backends(device))
 
 
 def num_threads() -> int:
@@ -146,7 +178,7 @@ def recorded() -> Iterator[None]:
 def reset() -> None:
     """Forget every choice: the next call looks at QSPEC_CPU_ISA and the libraries again."""
     _cpp_library().reset()
-    for cached in (find, _cpp_refusal, _capability):
+    for cached in (find, _cpp_refusal, _capability, _cuda_refusal):
         cached.cache_clear()
 
 
@@ -155,8 +187,9 @@ def _backends(device: torch.device | str) -> tuple[str, ...]:
 
 
 def _refusal(
-    backend: str, op: str, device: torch.device, dtype: torch.dtype | None, format: str | None
-) -> str | None:
+    backend: str, op: str, device: torch.device, dtype: torch.dtype | None, format: str | None,
+    sizes: tuple[int, ...] | None = None,
+) -> str | None:  # fmt: skip
     """Why a backend does not serve an op; None where it does."""
     if backend == "cpp":
         if dtype == torch.float64:
@@ -165,7 +198,7 @@ def _refusal(
             return reason.splitlines()[0]
     if not _has(backend, op):
         return "has no such kernel"
-    if backend in _GPU_LIBRARIES and (reason := _gpu_refusal(backend, op, device, dtype)):
+    if backend in _GPU_LIBRARIES and (reason := _gpu_refusal(backend, op, device, dtype, sizes)):
         return reason
     reads = getattr(_module(backend, op), "READS", None)
     if format is not None and reads != format:
@@ -173,28 +206,46 @@ def _refusal(
     return None
 
 
-def _gpu_refusal(backend: str, op: str, device: torch.device, dtype: torch.dtype | None) -> str:
+def _gpu_refusal(
+    backend: str, op: str, device: torch.device, dtype: torch.dtype | None, sizes: tuple[int, ...] | None
+) -> str:
     """Why a GPU backend does not run a kernel that it has; empty where it does."""
     if dtype == torch.float64:
         return "computes in float32"
+    if _amd() and backend == "cuda":
+        return "is for NVIDIA's GPUs, and this PyTorch is built for AMD's"
     if find_spec(_GPU_LIBRARIES[backend]) is None:
-        return f"{_GPU_LIBRARIES[backend]} is not installed"
+        return f"{_GPU_LIBRARIES[backend]} is not installed ({_WAYS_OUT[backend]})"
+    if _amd():
+        return "" if torch.cuda.is_available() else "no AMD device is at hand"
     capability = _capability(device)
     if capability is None:
         return "no NVIDIA device is at hand"
     if capability < _LEAST_CAPABILITY:
         return f"needs {_sm(_LEAST_CAPABILITY)} or later; the device is {_sm(capability)}"
     why_not = getattr(_module(backend, op), "why_not", None)
-    return why_not(capability) if why_not else ""
+    limits = (capability,) if sizes is None else (capability, sizes)
+    reason = why_not(*limits) if why_not else ""
+    return reason or (_cuda_refusal(capability) if backend == "cuda" else "")
+
+
+def _amd() -> bool:
+    """Whether what PyTorch calls "cuda" are AMD's GPUs, whose capabilities are numbered otherwise."""
+    return torch.version.hip is not None
 
 
 @cache
 def _capability(device: torch.device) -> tuple[int, int] | None:
     """Compute capability of an NVIDIA GPU; None where there is none."""
-    # a build for AMD calls its devices "cuda" too, and numbers them otherwise
     if torch.version.cuda is None or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _cuda_refusal(capability: tuple[int, int]) -> str:
+    """What compiling and launching for such a GPU lacks, with the way out; empty where nothing is lacking."""
+    return importlib.import_module("qspec_kernels.backends.cuda._launch").why_not(capability)
 
 
 def _machine(backend: str, device: torch.device) -> str:

@@ -6,7 +6,7 @@ afford. Recording runs the model's own code once; replaying is one native call w
 
 import importlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -85,8 +85,11 @@ class Workspace:
         return self._arena.borrow(tensor)
 
     @contextmanager
-    def record(self) -> Iterator[Program]:
+    def record(self, *, guarded: bool = True) -> Iterator[Program]:
         """Run the ops of the block, and note their kernel calls.
+
+        `guarded` False leaves out the check for other computation, which takes longer than the rest: for code
+        that was recorded before, with other shapes.
 
         Inputs that change between replays must lie in memory from `empty`; everything else that is read
         (weights, caches) is kept alive by the program.
@@ -96,7 +99,8 @@ class Workspace:
         QSpecError
             The block computes with something else than this package's ops: a replay would leave it out.
         """
-        with dispatch.recorded(), self._calls.record(self._arena) as recording, _Guard(self._arena):
+        guard = _Guard(self._arena) if guarded else nullcontext()
+        with dispatch.recorded(), self._calls.record(self._arena) as recording, guard:
             yield Program(recording)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from qspec_kernels.errors import FormatError
+from qspec_kernels.formats._layout import CHUNK, FRAGMENT_K, TILE_ROWS
 from qspec_kernels.formats.packed import PackedWeight
 
 _FITTING = "The format's quantize makes codes and scales that fit each other."
@@ -78,6 +79,20 @@ def packed(
                 f"has shape {list(shape)}, got {list(tensor.shape)}",
                 f"Make it with qspec_kernels.formats.{format}.pack.",
             )
+
+
+def tiles(weight: PackedWeight, format: str, group: int, k_multiple: int) -> None:
+    """`packed`, of tensors as `_layout.pack_tiles` and `pack_scale_tiles` make them."""
+    n, k = weight.shape
+    rows, chunks = -(-n // TILE_ROWS), -(-k // k_multiple) * (k_multiple // CHUNK)
+    packed(weight, format, (rows, chunks, TILE_ROWS, CHUNK // 2), (rows, -(-k // group), TILE_ROWS))
+
+
+def fragments(weight: PackedWeight, format: str, group: int) -> None:
+    """`packed`, of tensors as `_layout.pack_fragments` and `pack_scale_columns` make them."""
+    n, k = weight.shape
+    rows, blocks = -(-n // TILE_ROWS), -(-k // FRAGMENT_K)
+    packed(weight, format, (rows, blocks, 8, 4, 2, 2, 4), (-(-k // group), rows * TILE_ROWS))
 
 
 def block_size(value: int, expected: int) -> None:

@@ -103,6 +103,19 @@ def dequantize(
     return codes.float() * _layout.spread(scales.float(), group, codes.shape[1])
 
 
+def check(codes: Int8[Tensor, "n k"], scales: Float16[Tensor, "n groups"], group_size: int) -> int:
+    """The group size of codes and scales that fit each other: `group_size`, or k where that is -1.
+
+    Raises
+    ------
+    FormatError
+        If shapes, dtypes and group size contradict each other or a code lies outside -8..7.
+    """
+    group = _check.group_size(group_size, codes.shape[-1])
+    _check.codes_and_scales(codes, scales, group, (torch.int8, torch.float16), (CODE_MIN, CODE_MAX))
+    return group
+
+
 def pack(
     codes: Int8[Tensor, "n k"], scales: Float16[Tensor, "n groups"], group_size: int = 128
 ) -> PackedWeight:
@@ -120,8 +133,7 @@ def pack(
     >>> [hex(byte) for byte in packed.data[0].tolist()]  # 7 + 8 | (-4 + 8) << 4, then 2 + 8 | 8 << 4
     ['0x4f', '0x8a']
     """
-    group = _check.group_size(group_size, codes.shape[-1])
-    _check.codes_and_scales(codes, scales, group, (torch.int8, torch.float16), (CODE_MIN, CODE_MAX))
+    group = check(codes, scales, group_size)
     nibbles = (codes + 8).to(torch.uint8)
     n, k = codes.shape
     return PackedWeight(_layout.pack_pairs(nibbles, pad=8), scales.contiguous(), "int4", (n, k), group)

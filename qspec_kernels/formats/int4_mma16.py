@@ -16,7 +16,7 @@ from jaxtyping import Float16, Int8
 from torch import Tensor
 
 from qspec_kernels.errors import FormatError
-from qspec_kernels.formats import _check, _layout
+from qspec_kernels.formats import _check, _layout, int4
 from qspec_kernels.formats.packed import PackedWeight
 
 GROUP_SIZES = (32, 64, 128)
@@ -45,8 +45,7 @@ def pack(
     >>> packed.data.shape, [hex(byte) for byte in packed.data[0, 0, 0, 0, 0, 0].tolist()]
     (torch.Size([1, 1, 8, 4, 2, 2, 4]), ['0xc0', '0xd1', '0xe2', '0xf3'])
     """
-    group = _check.group_size(group_size, codes.shape[-1])
-    _check.codes_and_scales(codes, scales, group, (torch.int8, torch.float16), (-8, 7))
+    group = int4.check(codes, scales, group_size)
     n, k = codes.shape
     if group < k and group not in GROUP_SIZES:
         raise FormatError(
@@ -75,7 +74,6 @@ def unpack(packed: PackedWeight) -> tuple[Int8[Tensor, "n k"], Float16[Tensor, "
     [[-8, -7, -6, -5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 5, 6, 7]]
     """
     n, k = packed.shape
-    tiles, blocks, groups = -(-n // 16), -(-k // 64), -(-k // packed.group_size)
-    _check.packed(packed, "int4_mma16", (tiles, blocks, 8, 4, 2, 2, 4), (groups, tiles * 16))
+    _check.fragments(packed, "int4_mma16", packed.group_size)
     codes = _layout.unpack_fragments(packed.data, n, k).to(torch.int8) - 8
     return codes, _layout.unpack_scale_columns(packed.scales, n)

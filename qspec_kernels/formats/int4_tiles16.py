@@ -13,7 +13,7 @@ from jaxtyping import Float16, Int8
 from torch import Tensor
 
 from qspec_kernels.errors import FormatError
-from qspec_kernels.formats import _check, _layout
+from qspec_kernels.formats import _check, _layout, int4
 from qspec_kernels.formats.packed import PackedWeight
 
 # scales lie row by row, as the codes do
@@ -38,8 +38,7 @@ def pack(
     >>> packed.data.shape, [hex(byte) for byte in packed.data[0, 0, 0].tolist()]
     (torch.Size([1, 1, 16, 4]), ['0xc0', '0xd1', '0xe2', '0xf3'])
     """
-    group = _check.group_size(group_size, codes.shape[-1])
-    _check.codes_and_scales(codes, scales, group, (torch.int8, torch.float16), (-8, 7))
+    group = int4.check(codes, scales, group_size)
     n, k = codes.shape
     if group < k and group % _layout.CHUNK:
         raise FormatError(
@@ -68,8 +67,6 @@ def unpack(packed: PackedWeight) -> tuple[Int8[Tensor, "n k"], Float16[Tensor, "
     [[-8, -7, -6, -5, 4, 5, 6, 7]]
     """
     n, k = packed.shape
-    tiles, chunks = -(-n // _layout.TILE_ROWS), -(-k // _layout.CHUNK)
-    groups = -(-k // packed.group_size)
-    _check.packed(packed, "int4_tiles16", (tiles, chunks, 16, 4), (tiles, groups, 16))
+    _check.tiles(packed, "int4_tiles16", packed.group_size, k_multiple=_layout.CHUNK)
     codes = _layout.unpack_tiles(packed.data, n, k).to(torch.int8) - 8
     return codes, _layout.unpack_scale_tiles(packed.scales, n)

@@ -106,6 +106,12 @@ def dequantize(
     return levels[codes.int()] * _layout.spread(powers[scales.int()], group_size, codes.shape[1])
 
 
+def check(codes: UInt8[Tensor, "n k"], scales: UInt8[Tensor, "n blocks"], group_size: int) -> None:
+    """Raise a FormatError unless shapes and dtypes fit each other, codes are 0..15 and blocks of 32."""
+    _check.block_size(group_size, BLOCK)
+    _check.codes_and_scales(codes, scales, BLOCK, (torch.uint8, torch.uint8), (0, 15))
+
+
 def pack(
     codes: UInt8[Tensor, "n k"], scales: UInt8[Tensor, "n blocks"], group_size: int = BLOCK
 ) -> PackedWeight:
@@ -123,8 +129,7 @@ def pack(
     >>> [hex(byte) for byte in pack(codes, scales).data[0].tolist()]
     ['0x87', '0x4']
     """
-    _check.block_size(group_size, BLOCK)
-    _check.codes_and_scales(codes, scales, BLOCK, (torch.uint8, torch.uint8), (0, 15))
+    check(codes, scales, group_size)
     n, k = codes.shape
     return PackedWeight(_layout.pack_pairs(codes, pad=0), scales.contiguous(), "mxfp4", (n, k), BLOCK)
 

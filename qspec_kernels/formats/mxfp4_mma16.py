@@ -8,14 +8,12 @@ holds code[16 i + 8 h + g, 64 j + 32 c + 4 t + b] in its low nibble and the code
 high nibble. `scales` is uint8 [ceil(k / 32), n16]; rows beyond n have scale byte 0.
 """
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from qspec_kernels.formats import _check, _layout
+from qspec_kernels.formats import _check, _layout, mxfp4
+from qspec_kernels.formats.mxfp4 import BLOCK
 from qspec_kernels.formats.packed import PackedWeight
-
-BLOCK = 32
 
 # scales lie group by group, so a weight's rows are their columns
 SCALE_ROW_AXIS = 1
@@ -40,8 +38,7 @@ def pack(
     >>> packed.data.shape, [hex(byte) for byte in packed.data[0, 0, 0, 0, 0, 0].tolist()]
     (torch.Size([1, 1, 8, 4, 2, 2, 4]), ['0xc0', '0xd1', '0xe2', '0xf3'])
     """
-    _check.block_size(group_size, BLOCK)
-    _check.codes_and_scales(codes, scales, BLOCK, (torch.uint8, torch.uint8), (0, 15))
+    mxfp4.check(codes, scales, group_size)
     n, k = codes.shape
     data = _layout.pack_fragments(codes, pad=0)
     return PackedWeight(data, _layout.pack_scale_columns(scales), "mxfp4_mma16", (n, k), BLOCK)
@@ -65,7 +62,6 @@ def unpack(packed: PackedWeight) -> tuple[UInt8[Tensor, "n k"], UInt8[Tensor, "n
     [[0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 13, 14, 15]]
     """
     n, k = packed.shape
-    tiles, blocks, groups = -(-n // 16), -(-k // 64), -(-k // BLOCK)
-    _check.packed(packed, "mxfp4_mma16", (tiles, blocks, 8, 4, 2, 2, 4), (groups, tiles * 16))
+    _check.fragments(packed, "mxfp4_mma16", BLOCK)
     codes = _layout.unpack_fragments(packed.data, n, k)
     return codes, _layout.unpack_scale_columns(packed.scales, n)

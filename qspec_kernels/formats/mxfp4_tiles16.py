@@ -8,17 +8,15 @@ code[16 t + r, 8 c + j] in its low nibble and code[16 t + r, 8 c + 4 + j] in its
 `scales` is uint8 [n16 / 16, k32 / 32, 16]; rows beyond n have scale byte 0.
 """
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from qspec_kernels.formats import _check, _layout
+from qspec_kernels.formats import _check, _layout, mxfp4
+from qspec_kernels.formats.mxfp4 import BLOCK
 from qspec_kernels.formats.packed import PackedWeight
 
 # scales lie row by row, as the codes do
 SCALE_ROW_AXIS = 0
-
-BLOCK = 32
 
 
 def pack(
@@ -39,8 +37,7 @@ def pack(
     >>> packed.data.shape, [hex(byte) for byte in packed.data[0, 0, 0].tolist()]
     (torch.Size([1, 4, 16, 4]), ['0xc0', '0xd1', '0xe2', '0xf3'])
     """
-    _check.block_size(group_size, BLOCK)
-    _check.codes_and_scales(codes, scales, BLOCK, (torch.uint8, torch.uint8), (0, 15))
+    mxfp4.check(codes, scales, group_size)
     n, k = codes.shape
     data = _layout.pack_tiles(codes, pad=0, k_multiple=BLOCK)
     return PackedWeight(data, _layout.pack_scale_tiles(scales), "mxfp4_tiles16", (n, k), BLOCK)
@@ -64,8 +61,6 @@ def unpack(packed: PackedWeight) -> tuple[UInt8[Tensor, "n k"], UInt8[Tensor, "n
     [[0, 1, 2, 3, 12, 13, 14, 15]]
     """
     n, k = packed.shape
-    tiles, blocks = -(-n // _layout.TILE_ROWS), -(-k // BLOCK)
-    chunks = blocks * BLOCK // _layout.CHUNK
-    _check.packed(packed, "mxfp4_tiles16", (tiles, chunks, 16, 4), (tiles, blocks, 16))
+    _check.tiles(packed, "mxfp4_tiles16", BLOCK, k_multiple=BLOCK)
     codes = _layout.unpack_tiles(packed.data, n, k)
     return codes, _layout.unpack_scale_tiles(packed.scales, n)

@@ -32,8 +32,9 @@ def hadamard_quantize_act(
 
 def _op(x: Tensor, block: int, bits: int, group_size: int, clip: float) -> tuple[Tensor, Tensor]:
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    function = dispatch.find("hadamard_quantize_act", x.device, x.dtype)
-    codes, scales = function(rows, base(block, x.device), block, bits, group_size, clip)
+    matrix = base(block, x.device)
+    function = dispatch.find("hadamard_quantize_act", x.device, x.dtype, sizes=(x.shape[-1], len(matrix)))
+    codes, scales = function(rows, matrix, block, bits, group_size, clip)
     return codes.view(x.shape), scales.view(*x.shape[:-1], scales.shape[1])
 
 

@@ -13,6 +13,7 @@ from qspec_kernels.ops.quantize_act import quantize_act
 
 _STEMS = {"int4": "w4", "mxfp4": "mxfp4"}
 _ACTS = {"int4": ("a16", "a8", "a4"), "mxfp4": ("a16", "a8")}
+_PHASES = ("decode", "prefill")
 
 
 def linear(
@@ -22,6 +23,7 @@ def linear(
     *,
     act: str = "a16",
     residual: Float[Tensor, "*batch n"] | None = None,
+    phase: str = "decode",
 ) -> Float[Tensor, "*batch n"]:
     """x @ weight.T + bias, each row of the output bit-identical whatever the other rows are.
 
@@ -49,6 +51,11 @@ def linear(
         `QuantizedActivation` it is what that has been quantised to.
     residual
         Added to the rounded result, in its dtype: residual + linear(x).
+    phase
+        "decode" for tokens that are decoded, drafted or verified, "prefill" for a prompt: GPUs have kernels
+        of their own for it. Rows do not depend on their company in either, but where floats are summed a
+        row's bits may differ between the two; sums of integers, and everything on CPUs, are the same in
+        both. The number of rows never chooses.
 
     Returns
     -------
@@ -57,12 +64,14 @@ def linear(
     Raises
     ------
     UsageError
-        If shapes, dtypes, devices or `act` do not fit each other.
+        If shapes, dtypes, devices or `act` do not fit each other, or there is no such phase.
     KernelUnavailable
         If no backend of the device reads the weight's byte order.
     """
+    if phase not in _PHASES:
+        raise UsageError(f"phase is {phase!r}; expected one of {', '.join(_PHASES)}", "Choose one of those.")
     if isinstance(weight, PackedWeight):
-        return _packed(x, weight, bias, residual, act)
+        return _packed(x, weight, bias, residual, act, phase)
     if isinstance(x, QuantizedActivation):
         raise UsageError(
             "a quantised activation needs a PackedWeight; the weight is dense",
@@ -73,7 +82,7 @@ def linear(
     _check.axes("weight", weight, "out_features", "in_features")
     _check_operands(x, weight, weight.shape, bias)
     _check_residual(residual, x, weight.shape[0], x.dtype)
-    return _linear(x, weight, bias, residual)
+    return _linear(x, weight, bias, residual, phase)
 
 
 def _packed(
@@ -82,6 +91,7 @@ def _packed(
     bias: Tensor | None,
     residual: Tensor | None,
     act: str,
+    phase: str,
 ) -> Tensor:
     kind = canonical(weight.format)
     n, k = weight.shape
@@ -117,6 +127,7 @@ def _packed(
             k,
             weight.group_size,
             x.bits,
+            phase,
         )
     _check.floating("x", x)
     check_act(act, kind)
@@ -124,13 +135,13 @@ def _packed(
     if act == "a16":
         _check_residual(residual, x, n, x.dtype)
         return _linear_packed(
-            x, weight.data, weight.scales, bias, residual, weight.format, n, k, weight.group_size
+            x, weight.data, weight.scales, bias, residual, weight.format, n, k, weight.group_size, phase
         )
     quantized = quantize_act(x, bits=int(act[1:]), group_size=weight.group_size if act == "a4" else None)
     if x.dtype == quantized.scales.dtype:
-        return _packed(quantized, weight, bias, residual, act)
+        return _packed(quantized, weight, bias, residual, act, phase)
     # the residual is added to what has been rounded to x's dtype
-    out = _packed(quantized, weight, bias, None, act).to(x.dtype)
+    out = _packed(quantized, weight, bias, None, act, phase).to(x.dtype)
     _check_residual(residual, x, n, x.dtype)
     return out if residual is None else residual + out
 
@@ -178,9 +189,9 @@ def _residual(residual: Tensor | None) -> Tensor | None:
     return None if residual is None else _rows(residual)
 
 
-def _dense_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def _dense_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, phase: str) -> Tensor:
     name = "linear_bf16" if weight.dtype == torch.bfloat16 and x.dtype != torch.float64 else "linear_fp32"
-    function = dispatch.find(name, x.device, torch.promote_types(x.dtype, weight.dtype))
+    function = dispatch.find(name, x.device, torch.promote_types(x.dtype, weight.dtype), phase=phase)
     bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
     out = function(_rows(x), weight.contiguous(), bias, _residual(residual))
     return out.view(*x.shape[:-1], weight.shape[0])
@@ -196,8 +207,9 @@ def _packed_op(
     n: int,
     k: int,
     group_size: int,
+    phase: str,
 ) -> Tensor:
-    function = dispatch.find(f"linear_{_STEMS[canonical(format)]}a16", x.device, x.dtype, format)
+    function = dispatch.find(f"linear_{_STEMS[canonical(format)]}a16", x.device, x.dtype, format, phase)
     bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
     out = function(_rows(x), data, scales, bias, _residual(residual), n, k, group_size)
     return out.view(*x.shape[:-1], n)
@@ -215,30 +227,31 @@ def _integer_op(
     k: int,
     group_size: int,
     bits: int,
+    phase: str,
 ) -> Tensor:
     name = f"linear_{_STEMS[canonical(format)]}a{bits}"
-    function = dispatch.find(name, codes.device, act_scales.dtype, format)
+    function = dispatch.find(name, codes.device, act_scales.dtype, format, phase)
     bias = _bias(bias, act_scales.dtype)
     out = function(_rows(codes), _rows(act_scales), data, scales, bias, _residual(residual), n, k, group_size)
     return out.view(*codes.shape[:-1], n)
 
 
 _linear = register(
-    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor",
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str phase) -> Tensor",
     _dense_op,
-    lambda x, weight, bias, residual: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    lambda x, weight, bias, residual, phase: x.new_empty(*x.shape[:-1], weight.shape[0]),
 )
 _linear_packed = register(
     "linear_packed(Tensor x, Tensor data, Tensor scales, Tensor? bias, Tensor? residual, str format,"
-    " int n, int k, int group_size) -> Tensor",
+    " int n, int k, int group_size, str phase) -> Tensor",
     _packed_op,
-    lambda x, data, scales, bias, residual, format, n, k, group_size: x.new_empty(*x.shape[:-1], n),
+    lambda x, data, scales, bias, residual, format, n, k, group_size, phase: x.new_empty(*x.shape[:-1], n),
 )
 _linear_integer = register(
     "linear_integer(Tensor codes, Tensor act_scales, Tensor data, Tensor scales, Tensor? bias,"
-    " Tensor? residual, str format, int n, int k, int group_size, int bits) -> Tensor",
+    " Tensor? residual, str format, int n, int k, int group_size, int bits, str phase) -> Tensor",
     _integer_op,
-    lambda codes, act_scales, data, scales, bias, residual, format, n, k, group_size, bits: (
+    lambda codes, act_scales, data, scales, bias, residual, format, n, k, group_size, bits, phase: (
         act_scales.new_empty(*codes.shape[:-1], n)
     ),
 )

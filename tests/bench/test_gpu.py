@@ -1,64 +1,34 @@
-"""`qspec bench gpu` without a GPU: the torch backend stands in for kernels, plain calls for graphs."""
+"""`qspec bench gpu` without a GPU: what is timed, in which order, within which budget."""
 
 import itertools
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qspec_decode.bench import shapes
-from qspec_decode.bench.gpu import backends, cases, correctness, linear_case, run, timing
-from qspec_decode.bench.gpu.device import Captured, Gpu
+from qspec_decode.bench.gpu import run, timing
+from qspec_decode.bench.gpu.device import Gpu
 from qspec_kernels import QSpecError, UsageError
+from tests.bench.standin import (
+    FEW,
+    TINY,
+    Mutate,
+    Standin,
+    last_value,
+    measured,
+    mutating,
+    request,
+    small,
+)
 from tests.decode.command_line import run as command
-from tests.test_architecture import signatures
-
-TINY = shapes.ModelShape("tiny", hidden=128, intermediate=256, heads=4, kv_heads=2, head_dim=32, vocab=200)
-# of those that take long few are needed to see that the run is complete
-FEW = ("linear_w4a8", "linear_w4a16", "hadamard_quantize_act", "attention", "rescore", "cache_write")
-
-
-class Standin:
-    """A device on the CPU."""
-
-    device = torch.device("cpu")
-    capability: tuple[int, int] = (9, 0)
-    backends: tuple[str, ...] = ("torch",)
-    l2_bytes: int = 1 << 10
-    memory_bytes: int = 1 << 30
-
-    def __init__(self) -> None:
-        self.timed = 0
-
-    def facts(self) -> dict[str, Any]:
-        return {"name": "standin", "driver": "1.2"}
-
-    def capture(self, call: Callable[[], Any]) -> Captured:
-        out = call()
-
-        def replay() -> None:
-            for kept, new in zip(_tensors(out), _tensors(call()), strict=True):
-                kept.copy_(new)
-
-        return Captured(replay, out)
-
-    def seconds(self, replay: Callable[[], object]) -> float:
-        replay()
-        self.timed += 1
-        return self.timed * 1e-6
-
-
-def _tensors(out: Any) -> tuple[torch.Tensor, ...]:
-    return () if out is None else out if isinstance(out, tuple) else (out,)
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(shapes.MODELS, "tiny", TINY)
+    small(monkeypatch)
 
 
 @pytest.fixture
@@ -66,115 +36,9 @@ def device() -> Standin:
     return Standin()
 
 
-Mutate = Callable[[str, Callable[..., Any]], None]
-
-
 @pytest.fixture
 def mutate(monkeypatch: pytest.MonkeyPatch) -> Mutate:
-    """mutate(op, wrong): the stand-in's kernel is wrong(kernel, *arguments); the reference stays right."""
-    find = backends.function
-    wrongs: dict[str, Callable[..., Any]] = {}
-
-    def chosen(backend: str, op: str) -> Callable[..., Any]:
-        return partial(wrongs[op], find(backend, op)) if op in wrongs else find(backend, op)
-
-    monkeypatch.setattr(correctness._Run, "find", staticmethod(chosen))
-    monkeypatch.setattr(linear_case, "function", chosen)
-    return wrongs.__setitem__
-
-
-def request(**changes: Any) -> run.Request:
-    given = {"ops": FEW, "shapes": ["tiny"], "rows": [1, 200], "keys": 64, "batch": 2, **changes}
-    return run.Request(**given)
-
-
-def measured(device: Standin, **changes: Any) -> dict[str, Any]:
-    document = run.run(request(**changes), device, lambda _: None)
-    json.dumps(document, allow_nan=False)
-    return document
-
-
-@pytest.mark.parametrize("op", cases.OPS)
-def test_the_reference_passes_its_own_checks(device: Standin, op: str) -> None:
-    verdicts = [verdict for case in cases.cases(op) for verdict in correctness.check(device, case)]
-    assert verdicts
-    assert {verdict.m for verdict in verdicts} == set(correctness.COUNTS)
-    assert [verdict for verdict in verdicts if verdict.failed] == []
-
-
-def test_every_gpu_kernel_has_cases() -> None:
-    own = (signatures("triton").keys() | signatures("cuda").keys()) & signatures("torch").keys()
-    assert "attention" in own
-    assert own <= set(cases.OPS)
-
-
-def last_value(right: Callable[..., Any], *args: Any) -> Any:
-    out = right(*args)
-    results = _tensors(out) or args[:1]
-    results[0].view(-1)[-1] += 9
-    return out
-
-
-def depends_on_rows(right: Callable[..., Any], *args: Any) -> Any:
-    """As little wrong as a number can be, where more rows than one are given."""
-    out = right(*args)
-    first = _tensors(out)[0]
-    if len(first) > 1:
-        first[0] = torch.nextafter(first[0], torch.full_like(first[0], torch.inf))
-    return out
-
-
-def missing(right: Callable[..., Any], *args: Any) -> Any:
-    out = right(*args)
-    _tensors(out)[0].view(-1)[0] = torch.nan
-    return out
-
-
-@pytest.mark.parametrize(
-    "op", ["linear_w4a8", "linear_w4a16", "hadamard_quantize_act", "rescore", "attention"]
-)
-def test_a_wrong_value_stops_the_run_before_timing(device: Standin, mutate: Mutate, op: str) -> None:
-    mutate(op, last_value)
-    document = measured(device, ops=[op])
-    failures = document["correctness"]["failures"]
-    assert failures
-    assert {(one["op"], one["backend"]) for one in failures} == {(op, "torch")}
-    assert all("error" in one["failed"] for one in failures)
-    assert all(one["error"] > one["bound"] for one in failures if one["error"] is not None)
-    assert document["rows"] == []
-    assert device.timed == 0
-
-
-@pytest.mark.parametrize("op", ["linear_w4a16", "linear_bf16", "attention"])
-def test_a_row_that_depends_on_how_many_there_are(device: Standin, mutate: Mutate, op: str) -> None:
-    mutate(op, depends_on_rows)
-    failures = measured(device, ops=[op])["correctness"]["failures"]
-    assert {one["m"] for one in failures} == {1}
-    assert {one["failed"] for one in failures} == {"row"}
-    assert device.timed == 0
-
-
-def test_no_number_is_an_error(device: Standin, mutate: Mutate) -> None:
-    mutate("linear_w4a16", missing)
-    failures = measured(device, ops=["linear_w4a16"])["correctness"]["failures"]
-    assert failures[0]["failed"] == "error"
-    assert failures[0]["error"] is None
-
-
-def test_a_replay_that_differs(device: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "capture", lambda call: Captured(lambda: None, call()), raising=False)
-    failures = measured(device, ops=["linear_w4a8"])["correctness"]["failures"]
-    assert {one["failed"] for one in failures} == {"graph"}
-
-
-def test_a_kernel_that_raises_is_in_the_table(device: Standin, mutate: Mutate) -> None:
-    def raising(*_: Any) -> Any:
-        raise RuntimeError("an illegal memory access\nand more")
-
-    mutate("linear_w4a8", raising)
-    failures = measured(device, ops=["linear_w4a8", "linear_w4a16"])["correctness"]["failures"]
-    assert {one["failed"] for one in failures} == {"RuntimeError: an illegal memory access"}
-    assert len(failures) == 20
+    return mutating(monkeypatch)
 
 
 def test_the_document(device: Standin) -> None:

@@ -1,9 +1,7 @@
 """What every format must hold; a new file in `qspec_kernels/formats` is found and tested here."""
 
 import doctest
-from collections.abc import Iterator
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,16 +165,7 @@ def test_names_are_the_files() -> None:
     assert "activation" not in formats.names()
 
 
-@pytest.fixture
-def unchecked_annotations() -> Iterator[None]:
-    """As in production: shapes and dtypes are checked by the code, not by jaxtyping."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
-@pytest.mark.usefixtures("unchecked_annotations")
+@pytest.mark.usefixtures("untyped")
 def test_bad_input_names_value_and_expectation() -> None:
     int4, mxfp4 = formats.get("int4"), formats.get("mxfp4")
     codes, scales = random_codes("int4", 4, 64, 32)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from qspec_kernels.backends.cuda import hadamard_quantize_act, nvrtc
-from qspec_kernels.backends.cuda.compile import Kernel, options
-from qspec_kernels.backends.cuda.tiles import ROWS
+from qspec_kernels.backends.cuda import _nvrtc, hadamard_quantize_act
+from qspec_kernels.backends.cuda._compile import Kernel, options
+from qspec_kernels.backends.cuda._tiles import ROWS
 from tests.gpu.build_table import TOOLS, Entry, entry_of, faults
 
 TABLE = Path(__file__).parents[2] / "docs" / "results" / "gpu_build_cuda.json"
@@ -80,7 +80,7 @@ def variants(arch: int) -> Iterator[Variant]:
 def compile_variant(variant: Variant, arch: int) -> Entry:
     """One entry of the table."""
     kernel = variant.kernel
-    code = nvrtc.compile(kernel.source(), f"{kernel.name}.cu", options(kernel, f"sm_{arch}"))
+    code = _nvrtc.compile(kernel.source(), f"{kernel.name}.cu", options(kernel, f"sm_{arch}"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
@@ -125,7 +125,7 @@ def write(table: dict[str, dict[str, Entry]]) -> None:
         + "\n  }"
         for arch, entries in table.items()
     ]
-    version = ".".join(map(str, nvrtc.version()))
+    version = ".".join(map(str, _nvrtc.version()))
     head = f'{{\n "nvrtc": {json.dumps(version)},\n "archs": {{\n'
     TABLE.write_text(head + ",\n".join(lines) + "\n }\n}\n")
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(bool(INTERPRETED), reason="kernels are interpret
 # ops compiled here and now, for one architecture and their first variant; .ci/run does them all
 SAMPLED = ["linear_w4a16", "linear_mxfp4a8", "rmsnorm"]
 FLOAT_LINEARS = ["linear_bf16", "linear_w4a16", "linear_mxfp4a16"]
+PREFILLS = [op for op in build_table.ops() if op.endswith("_prefill")]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_variant_is_no_worse_than_its_entry(table, op):
     assert list(build_table.faults(variant, entry, table["90"][variant.name])) == []
 
 
-@pytest.mark.parametrize("op", FLOAT_LINEARS)
+@pytest.mark.parametrize("op", FLOAT_LINEARS + [f"{op}_prefill" for op in FLOAT_LINEARS])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tokens_do_not_choose_the_instruction(table, op, arch):
     """Float sums depend on the instruction: tiles of any number of tokens use one, wide as they are."""
@@ -58,6 +59,19 @@ def test_tokens_do_not_choose_the_instruction(table, op, arch):
                 used[variant.name.partition(" m=")[0]].add(re.sub(r"\.64x\d+x", ".64xNx", opcode))
     assert used
     assert all(len(opcodes) == 1 for opcodes in used.values()), dict(used)
+
+
+@pytest.mark.parametrize("op", PREFILLS)
+@pytest.mark.parametrize(
+    ("arch", "floats", "integers"), [(90, "HGMMA", "IGMMA"), (100, "UTCHMMA", "UTCIMMA")]
+)
+def test_prefills_use_the_widest_instructions(table, op, arch, floats, integers):
+    wanted = integers if op.endswith(("a8_prefill", "a4_prefill")) else floats
+    found = list(build_table.variants(op, arch))
+    assert found
+    for variant in found:
+        opcodes = {opcode.partition(".")[0] for opcode in table[str(arch)][variant.name]["opcodes"]}
+        assert opcodes & set(build_table.MATRIX_UNITS) == {wanted}, variant.name
 
 
 VARIANT = Variant("some", None, {}, {}, opcodes=("HMMA",))

@@ -1,6 +1,7 @@
 """Compiling, caching and launching CUDA kernels, with NVIDIA's compiler and without a GPU."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,15 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cuda import pathfinder
 
-from qspec_kernels.backends.cuda import compile as compiling
-from qspec_kernels.backends.cuda import launch, nvrtc, warmup
-from qspec_kernels.backends.cuda.compile import Kernel, cubin, options
-from qspec_kernels.errors import KernelUnavailable, QSpecError, UsageError
-from qspec_kernels.formats import convert
+from qspec_kernels.backends.cuda import _compile, _launch, _nvrtc
+from qspec_kernels.backends.cuda._compile import Kernel, cubin, options
+from qspec_kernels.errors import KernelUnavailable, QSpecError
 from tests.gpu import build_table_cuda
 from tests.gpu.emulation.cases import LAUNCHERS
-from tests.kernels.cases import quantized
 
 
 @pytest.fixture
@@ -38,8 +37,8 @@ def kernel():
 
 def test_compiled_once_for_all_that_decides(cache, kernel, monkeypatch):
     compiled = []
-    real = nvrtc.compile
-    monkeypatch.setattr(nvrtc, "compile", lambda *given: compiled.append(given) or real(*given))
+    real = _nvrtc.compile
+    monkeypatch.setattr(_nvrtc, "compile", lambda *given: compiled.append(given) or real(*given))
     path = cubin(kernel, "sm_90")
     assert path.parent == cache
     assert path.read_bytes()[:4] == b"\x7fELF"
@@ -51,7 +50,7 @@ def test_compiled_once_for_all_that_decides(cache, kernel, monkeypatch):
     }
     monkeypatch.setattr(Kernel, "source", lambda self, old=Kernel.source: old(self) + "// changed\n")
     others.add(cubin(kernel, "sm_90"))
-    monkeypatch.setattr(nvrtc, "version", lambda: (99, 0))
+    monkeypatch.setattr(_nvrtc, "version", lambda: (99, 0))
     others.add(cubin(kernel, "sm_90"))
     assert len(compiled) == 1 + len(others) == 5
     assert path not in others
@@ -63,7 +62,7 @@ def test_processes_may_compile_the_same_at_once(cache, kernel):
     # both get past the look into the empty cache before either has written
     both = threading.Barrier(2)
 
-    def compile_slowly(*given, real=nvrtc.compile):
+    def compile_slowly(*given, real=_nvrtc.compile):
         both.wait()
         return real(*given)
 
@@ -71,7 +70,7 @@ def test_processes_may_compile_the_same_at_once(cache, kernel):
         made.append(cubin(kernel, "sm_90"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nvrtc, "compile", compile_slowly)
+        patch.setattr(_nvrtc, "compile", compile_slowly)
         threads = [threading.Thread(target=run) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -86,7 +85,7 @@ def test_no_compilation_while_a_graph_is_captured(cache, kernel, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(KernelUnavailable, match="a CUDA graph is being captured") as error:
         cubin(kernel, "sm_90")
-    assert "warmup" in error.value.hint
+    assert "qspec_kernels.warmup" in error.value.hint
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     cubin(kernel, "sm_90")
 
@@ -95,7 +94,7 @@ def test_a_source_that_does_not_compile_shows_the_messages():
     with pytest.raises(
         QSpecError, match=r"bad\.cu does not compile with .*sm_90(.|\n)*identifier \"nonsense\""
     ):
-        nvrtc.compile("int x = nonsense;", "bad.cu", ["--gpu-architecture=sm_90"])
+        _nvrtc.compile("int x = nonsense;", "bad.cu", ["--gpu-architecture=sm_90"])
 
 
 def test_subnormals_and_roundings_are_kept(kernel):
@@ -125,50 +124,59 @@ def gpu(monkeypatch):
         return SimpleNamespace(get_function=lambda name: functions.setdefault((name, path), FakeFunction()))
 
     cupy = SimpleNamespace(RawModule=module, cuda=SimpleNamespace(Device=lambda index: threading.Lock()))
-    monkeypatch.setattr(launch, "_cupy", lambda: cupy)
+    monkeypatch.setattr(_launch, "_cupy", lambda: cupy)
     monkeypatch.setattr(torch.cuda, "device", lambda device: threading.Lock())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=1234))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    launch.arch.cache_clear()
-    launch._function.cache_clear()
+    _launch.arch.cache_clear()
+    _launch._function.cache_clear()
     yield functions
-    launch.arch.cache_clear()
-    launch._function.cache_clear()
+    _launch.arch.cache_clear()
+    _launch._function.cache_clear()
 
 
 def test_a_launch(cache, kernel, gpu):
     x, out = torch.ones(3, 16), torch.empty(3, 16)
-    launch.launch(kernel, (3, 1), (out, x, None, 7, 0.5))
-    launch.launch(kernel, (0, 1), (out, x, None, 7, 0.5))
+    _launch.launch(kernel, (3, 1), (out, x, None, 7, 0.5))
+    _launch.launch(kernel, (0, 1), (out, x, None, 7, 0.5))
     (function,) = gpu.values()
     ((grid, block, words, shared, stream),) = function.calls
     assert (grid, block, shared, stream) == ((3, 1), (kernel.threads,), kernel.shared_bytes, 1234)
     assert function.max_dynamic_shared_size_bytes == kernel.shared_bytes
     assert words == (out.data_ptr(), x.data_ptr(), 0, 7, 0.5)
     assert [type(word) for word in words] == [np.uint64, np.uint64, np.uint64, np.int32, np.float32]
-    assert not launch.load(kernel, x.device)
     assert len(gpu) == 1
 
 
-def test_warmup_loads_every_choice_of_tiles(cache, gpu, rng, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(nvrtc, "compile", lambda source, name, how: compiled.append(name) or b"machine code")
-    packed = quantized("int4", torch.randn(64, 256, generator=rng), 32, on_device=False).packed
-    weight = convert(packed, "int4_mma16")
-    with pytest.raises(UsageError, match="a weight is on cpu; expected a GPU"):
-        warmup.warmup([weight], ["a8"])
-    monkeypatch.setattr(type(weight), "device", torch.device("cuda", 0))
-    warmup.warmup([weight], ["a8", "a16"])
-    assert {name for name, _ in gpu} == {"linear_w4a8", "linear_w4a16"}
-    # of every number of rows, nothing is left to compile
-    before = len(compiled)
-    for name in ("linear_w4a8", "linear_w4a16"):
-        for m in (1, 8, 9, 16, 17, 32, 33, 64, 65, 256, 257, 4096):
-            for needed in LAUNCHERS[name].kernels(m, 64, 256, 32, 90):
-                launch.load(needed, weight.device)
-    assert len(compiled) == before
-    with pytest.raises(UsageError, match="needs int4 tensor cores"):
-        warmup.warmup([weight], ["a4"])
+def test_what_is_missing_is_told_with_the_way_out(gpu, monkeypatch):
+    assert _launch.why_not((9, 0)) == ""
+    assert re.fullmatch(
+        r"NVIDIA's run-time compiler [\d.]+ does not know sm_70 \(pip install -U 'qspec\[cuda\]'\)",
+        _launch.why_not((7, 0)),
+    )
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    _nvrtc._library.cache_clear()
+    assert _launch.why_not((9, 0)) == "cuda-pathfinder is not installed (pip install 'qspec[cuda]')"
+    monkeypatch.undo()
+
+    def nowhere(name):
+        raise pathfinder.DynamicLibNotFoundError(name)
+
+    monkeypatch.setattr(_launch, "_cupy", lambda: None)
+    monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", nowhere)
+    assert _launch.why_not((9, 0)) == (
+        "NVIDIA's run-time compiler (nvidia-cuda-nvrtc) was not found (pip install 'qspec[cuda]')"
+    )
+    monkeypatch.undo()
+    assert _nvrtc.why_not(90) == ""
+
+    def broken():
+        raise ImportError("a page of advice") from OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(_launch, "_cupy", broken)
+    assert _launch.why_not((9, 0)) == (
+        "cupy cannot be imported: libcuda.so.1: cannot open shared object file (pip install 'qspec[cuda]')"
+    )
 
 
 def test_int4_tensor_cores():
@@ -180,7 +188,7 @@ def test_int4_tensor_cores():
 @pytest.mark.parametrize("arch", build_table_cuda.ARCHS)
 def test_blocks_fit(arch):
     for variant in build_table_cuda.variants(arch):
-        assert variant.kernel.shared_bytes <= launch.shared_limit(arch), variant.name
+        assert variant.kernel.shared_bytes <= _launch.shared_limit(arch), variant.name
         assert variant.kernel.threads <= 1024
 
 
@@ -226,4 +234,4 @@ def test_a_worse_build_is_noticed():
 def test_the_cache_is_in_the_users_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert compiling.cache_directory() == tmp_path / ".cache" / "qspec" / "cuda"
+    assert _compile.cache_directory() == tmp_path / ".cache" / "qspec" / "cuda"

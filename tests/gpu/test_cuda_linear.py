@@ -5,7 +5,7 @@ import torch
 
 import qspec_kernels as qk
 from qspec_kernels import formats
-from qspec_kernels.backends.cuda import _float, _integer, tiles
+from qspec_kernels.backends.cuda import _float, _integer, _tiles
 from qspec_kernels.errors import UsageError
 from tests.gpu.emulation.cases import SCHEDULES, check, emulated, kind_of, linear
 from tests.gpu.emulation.run import EmulationError
@@ -52,7 +52,7 @@ def test_rows_do_not_depend_on_their_number(rng, name):
 @pytest.mark.parametrize("name", LINEARS)
 def test_tiles_of_large_layers(rng, name, monkeypatch):
     # with many row tiles fewer warps share K, and one of them has all of it
-    monkeypatch.setattr(tiles, "FEW_ROW_TILES", 1)
+    monkeypatch.setattr(_tiles, "FEW_ROW_TILES", 1)
     for module in (_integer, _float):
         module.kernel.cache_clear()
     with emulated(late=False):
@@ -60,6 +60,22 @@ def test_tiles_of_large_layers(rng, name, monkeypatch):
     monkeypatch.undo()
     for module in (_integer, _float):
         module.kernel.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["linear_w4a8", "linear_w4a16"])
+def test_weights_leave_the_cache_first_where_nothing_reads_them_again(rng, name):
+    # 64 tokens are one block, 70 are two
+    n, k = 20, 64
+    weight = quantized(kind_of(name), torch.randn(n, k, generator=rng), 32, on_device=False).packed
+    x = torch.randn(70, k, generator=rng)
+    policy = "in.m <= kTokens ? evict_first() : evict_normal()"
+    with emulated():
+        whole = linear(name, x, weight)
+        assert same_bits(linear(name, x[:64], weight), whole[:64])
+    with emulated(edits=[(policy, "evict_first()")]):
+        assert same_bits(linear(name, x[:64], weight), whole[:64])
+        with pytest.raises(EmulationError, match="reads again what was to leave the cache first"):
+            linear(name, x, weight)
 
 
 @pytest.mark.parametrize("name", LINEARS)

@@ -46,6 +46,14 @@ def quantized(kind: str, weight: Tensor, group_size: int, *, on_device: bool = T
     return Quantized(qk.to_device_layout(packed) if on_device else packed, integers, scales, values)
 
 
+def spread(x: Tensor, rng: torch.Generator) -> Tensor:
+    """x with a magnitude for each element, so that sums round and show the order they were made in.
+
+    Sums of a group of randn times 4-bit codes are nearly always exact in float32.
+    """
+    return x * 2.0 ** torch.randint(-12, 13, x.shape, generator=rng)
+
+
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Equal bit for bit: -0 is not 0, and a NaN equals itself."""
     as_bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[left.element_size()]

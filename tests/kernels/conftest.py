@@ -1,15 +1,26 @@
-"""Mutants: wrong kernels in place of right ones, to see that a test would notice."""
+"""The native libraries one by one, and mutants: wrong kernels in place of right ones."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from qspec_kernels import dispatch
+from qspec_kernels.backends.cpp import library
+from tests.conftest import use_backend
 
 Mutate = Callable[[str, Callable[..., Any]], None]
+
+
+@pytest.fixture(params=list(library.REQUIRED_FLAGS))
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each native library that this CPU can run."""
+    use_backend(request.param, monkeypatch)
+    yield
+    monkeypatch.undo()
+    dispatch.reset()
 
 
 @pytest.fixture

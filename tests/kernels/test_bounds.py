@@ -4,19 +4,7 @@ import pytest
 import torch
 
 import qspec_kernels as qk
-from qspec_kernels import dispatch
-from qspec_kernels.backends.cpp import library
 from qspec_kernels.bounds import PEAKS
-from tests.conftest import use_backend
-
-
-@pytest.fixture(params=list(library.REQUIRED_FLAGS))
-def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Each native library that this CPU can run."""
-    use_backend(request.param, monkeypatch)
-    yield
-    monkeypatch.undo()
-    dispatch.reset()
 
 
 @pytest.mark.parametrize("words", [0, 1, 63, 64, 65, 1000, 3 << 18])

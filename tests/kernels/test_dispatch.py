@@ -116,6 +116,23 @@ def test_unreadable_byte_order(torch_backend, rng):
     assert "to_device_layout" in error.value.hint
 
 
+@pytest.mark.parametrize("act", ["a16", "a8", "a4"])
+def test_the_phase_changes_nothing_on_a_cpu(backend, rng, act):
+    x, weight = torch.randn(3, 100, generator=rng), torch.randn(7, 100, generator=rng)
+    packed = quantized("int4", weight, 32).packed
+    for phase in ("decode", "prefill"):
+        assert same_bits(qk.linear(x, packed, act=act, phase=phase), qk.linear(x, packed, act=act))
+        assert same_bits(qk.linear(x, weight, phase=phase), qk.linear(x, weight))
+    name = f"linear_w4{act}"
+    found = dispatch.find(name, "cpu", torch.float32, packed.format)
+    assert dispatch.find(name, "cpu", torch.float32, packed.format, "prefill") is found
+
+
+def test_unknown_phase():
+    with pytest.raises(qk.UsageError, match="phase is 'verify'; expected one of decode, prefill"):
+        qk.linear(torch.ones(1, 4), torch.ones(2, 4), phase="verify")
+
+
 def test_unknown_precision():
     with pytest.raises(qk.UsageError, match="unknown precision 'w3a3'") as error:
         qk.precision("w3a3")

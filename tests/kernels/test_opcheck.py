@@ -33,14 +33,17 @@ def samples(name: str) -> list[tuple]:
 
     return {
         "linear": [
-            (x, weight, bias, x[..., :7]),
-            (turned.bfloat16(), weight.bfloat16(), None, None),
-            (x.double(), weight, bias, None),
+            (x, weight, bias, x[..., :7], "decode"),
+            (turned.bfloat16(), weight.bfloat16(), None, None, "prefill"),
+            (x.double(), weight, bias, None, "decode"),
         ],
-        "linear_packed": [(x, *packed(int4, x[..., :7])), (turned.bfloat16(), *packed(mxfp4))],
+        "linear_packed": [
+            (x, *packed(int4, x[..., :7]), "decode"),
+            (turned.bfloat16(), *packed(mxfp4), "prefill"),
+        ],
         "linear_integer": [
-            (a8.codes, a8.scales, *packed(mxfp4, x[..., :7]), 8),
-            (a4.codes, a4.scales, *packed(int4), 4),
+            (a8.codes, a8.scales, *packed(mxfp4, x[..., :7]), 8, "decode"),
+            (a4.codes, a4.scales, *packed(int4), 4, "prefill"),
         ],
         "quantize_act": [(x, 8, 48, 1.0), (turned.bfloat16(), 4, 32, 0.9), (x.double(), 4, 48, 1.0)],
         "hadamard": [(x, 24, False, weight[0]), (turned.bfloat16(), 48, True, None)],
@@ -120,7 +123,7 @@ def block(x):
     qk.cache_write(cache[0], cache[1], h[:, None], h[:, None], slot, torch.tensor([0, 1]))
     h = qk.attention(h[:, None], cache[0], cache[1], slot, torch.tensor([0, 1]), scale=0.1)[:, 0]
     shared = qk.hadamard_quantize_act(h)
-    return qk.linear(shared, packed), qk.silu_mul(qk.linear(h, packed)), qk.linear(h, weight)
+    return qk.linear(shared, packed), qk.silu_mul(qk.linear(h, packed, phase="prefill")), qk.linear(h, weight)
 
 x = torch.randn(2, 64)
 plain = block(x)

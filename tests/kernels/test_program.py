@@ -8,21 +8,10 @@ import torch
 from torch import Tensor
 
 import qspec_kernels as qk
-from qspec_kernels import QSpecError, UsageError, dispatch
-from qspec_kernels.backends.cpp import library
-from tests.conftest import use_backend
+from qspec_kernels import QSpecError, UsageError
 from tests.kernels.cases import quantized, same_bits
 
 WIDTH, HEADS, D, CAPACITY = 64, 2, 16, 40
-
-
-@pytest.fixture(params=list(library.REQUIRED_FLAGS))
-def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Each native library that this CPU can run; programs are made of their calls."""
-    use_backend(request.param, monkeypatch)
-    yield
-    monkeypatch.undo()
-    dispatch.reset()
 
 
 class Layer:

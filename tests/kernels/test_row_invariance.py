@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import qspec_kernels as qk
+from qspec_kernels import formats
 from qspec_kernels.backends.torch import _linear, _matmul
-from qspec_kernels.formats import QuantizedActivation
-from tests.kernels.cases import quantized, same_bits
+from qspec_kernels.formats import PackedWeight, QuantizedActivation
+from tests.kernels.cases import quantized, same_bits, spread
 
 pytestmark = pytest.mark.usefixtures("poisoned", "threads")
 
@@ -114,18 +115,22 @@ def check_rows(op: Rowwise, x: Tensor) -> None:
 
 @pytest.mark.parametrize(("rows", "k", "n"), SHAPES)
 def test_linears(backend, rng, rows, k, n):
+    check_linears(rng, rows, k, n)
+
+
+def check_linears(rng, rows, k, n):
     x = torch.randn(rows, k, generator=rng)
-    for op in linears(rng, k, n).values():
-        check_rows(op, x)
+    wide = spread(x, rng)
+    for name, op in linears(rng, k, n).items():
+        # quantised, small numbers would be zeros
+        check_rows(op, x if name.endswith(("a8", "a4")) else wide)
 
 
 def test_linears_in_pieces(torch_backend, rng, monkeypatch):
     # the torch path widens a large weight piece by piece; here the pieces are so small that there are some
     for module in (_matmul, _linear):
         monkeypatch.setattr(module, "PIECE", 4096)
-    x = torch.randn(65, 127, generator=rng)
-    for op in linears(rng, 127, 70).values():
-        check_rows(op, x)
+    check_linears(rng, 65, 127, 70)
 
 
 @pytest.mark.parametrize("k", [40, 127, 1024])
@@ -233,6 +238,27 @@ def test_catches_a_plain_linear(mutate, rng):
     mutate("linear_fp32", lambda right, x, weight, bias, residual: F.linear(x, weight, bias))
     with pytest.raises(AssertionError, match="threads"):
         check_rows(linears(rng, 300, 33)["fp32"], torch.randn(TOTAL, 300, generator=rng))
+
+
+def _groups_backwards(right, x, data, scales, bias, residual, n, k, group_size):
+    # a group's sum, then its scale, as kernels do it; in calls with two rows the sum begins at the other end
+    codes, _ = formats.get("int4").unpack(PackedWeight(data, scales, "int4", (n, k), group_size))
+    rounded, weight, out = x.bfloat16().float(), codes.float(), torch.zeros(len(x), n)
+    for group, start in enumerate(range(0, k, group_size)):
+        features = list(range(start, min(start + group_size, k)))
+        sums = torch.zeros_like(out)
+        for feature in reversed(features) if len(x) == 2 else features:
+            sums += rounded[:, feature, None] * weight[:, feature]
+        out += sums * scales[:, group].float()
+    return out
+
+
+def test_catches_another_order_inside_groups(mutate, rng):
+    mutate("linear_w4a16", _groups_backwards)
+    x, op = torch.randn(65, 300, generator=rng), linears(rng, 300, 33)["int4 32 a16"]
+    check_rows(op, x)  # numbers of one magnitude do not show it
+    with pytest.raises(AssertionError, match="1 threads: rows of a call with 2"):
+        check_rows(op, spread(x, rng))
 
 
 def test_catches_one_scale_for_all_rows(mutate, rng):

@@ -5,9 +5,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cuda import launch as _launch
-from qspec_kernels.backends.cuda.compile import Kernel
-from qspec_kernels.backends.cuda.tiles import Operand, float_shared, float_split, float_tiles
+from qspec_kernels.backends.cuda import _launch
+from qspec_kernels.backends.cuda._compile import Kernel
+from qspec_kernels.backends.cuda._tiles import Operand, float_shared, float_split, float_tiles
 
 PARTS = ("ptx.cuh", "linear.cuh", "float.cuh")
 

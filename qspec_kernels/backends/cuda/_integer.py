@@ -4,9 +4,9 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from qspec_kernels.backends.cuda import launch as _launch
-from qspec_kernels.backends.cuda.compile import Kernel
-from qspec_kernels.backends.cuda.tiles import Operand, integer_shared, integer_tiles
+from qspec_kernels.backends.cuda import _launch
+from qspec_kernels.backends.cuda._compile import Kernel
+from qspec_kernels.backends.cuda._tiles import Operand, integer_shared, integer_tiles
 from qspec_kernels.errors import UsageError
 
 PARTS = ("ptx.cuh", "linear.cuh", "integer.cuh")

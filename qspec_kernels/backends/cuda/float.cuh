@@ -100,7 +100,7 @@ struct FloatLinear {
     }
 
     DEVICE void end_part(int round) {
-        float(&part)[TOKEN_TILES][4] = GROUP == 0 ? sums : parts;
+        float (&part)[TOKEN_TILES][4] = GROUP == 0 ? sums : parts;
         float* to = terms(round) + place.warp_k * kOutputs;
 #pragma unroll
         for (int nt = 0; nt < TOKEN_TILES; ++nt) {

@@ -8,8 +8,8 @@
 // scale and codes are made. Strides ascend and sums have one order: the same bits as every other backend.
 //
 // For bf16 input the rotated row is rounded to bf16, as the unfused op would store it. scale = absmax * clip
-// / qmax, code = clamp(rint(x / scale), -qmax, qmax) by true division; a zero group has scale 0, one with a
-// NaN scale NaN, and both have codes 0.
+// / qmax, code = clamp(rint(x / scale), -qmax, qmax), the quotient rounded before rint is; a zero group has
+// scale 0, one with a NaN scale NaN, and both have codes 0.
 //
 // Constants: THREADS, WIDTH (of a row), BLOCK (of a rotation), BASE (m), GROUP_SIZE, BF16, ALIGNED (whether
 // rows of x are made of whole 16 bytes).
@@ -51,9 +51,15 @@ DEVICE u32* maxima() { return signs() + (BASE > 1 ? BASE * kSignWords : 0); }
 
 // Where feature e lies among the values: chunks of four are exchanged within 32 so that neither the first
 // pass, whose threads stand 2^bits features apart, nor the second meets in few banks.
-DEVICE int place(int e) {
-    const int chunk = e / 4;
+DEVICE constexpr u32 place(u32 e) {
+    const u32 chunk = e / 4;
     return (chunk ^ (chunk >> 3 & 7) ^ (chunk >> 4 & 4)) * 4 + e % 4;
+}
+// The same of first + offset, whose bits lie apart: places are linear over exclusive or, and only the bits of
+// a chunk's number within its line can meet. With a constant offset that leaves eight addresses to compute.
+DEVICE u32 place(u32 first, u32 offset) {
+    const u32 to = place(offset);
+    return (place(first) ^ (to & 28)) + (to & ~28u);
 }
 
 // First feature of an item of a pass; the others follow at distances of 1 << bits_before(pass).
@@ -91,7 +97,7 @@ DEVICE void butterflies(float (&v)[1 << bits_of(kPass)], const X* x, int item) {
         load_features(v, x + first);
     } else {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) v[i] = values()[place(first + i * kStep)];
+        for (int i = 0; i < kCount; ++i) v[i] = values()[place(first, i * kStep)];
     }
 #pragma unroll
     for (int stride = 1; stride < kCount; stride *= 2)
@@ -113,8 +119,16 @@ DEVICE void passes(const X* x) {
             float v[kCount];
             butterflies<kPass>(v, x, item);
             const int first = first_feature<kPass>(item);
+            if constexpr (kStep == 1 && kCount % 4 == 0) {
+                // whole chunks: the features are neighbours, and fours of bytes would meet in eight banks
 #pragma unroll
-            for (int i = 0; i < kCount; ++i) values()[place(first + i * kStep)] = v[i];
+                for (int i = 0; i < kCount; i += 4)
+                    *reinterpret_cast<Words4*>(values() + place(first, i)) = {
+                        {as_bits(v[i]), as_bits(v[i + 1]), as_bits(v[i + 2]), as_bits(v[i + 3])}};
+            } else {
+#pragma unroll
+                for (int i = 0; i < kCount; ++i) values()[place(first, i * kStep)] = v[i];
+            }
         }
         barrier();  // the next stage reads what others have written
         passes<kPass + 1, kEnd>(x);
@@ -123,14 +137,8 @@ DEVICE void passes(const X* x) {
 
 // The signs of H_m as bits, those of a column j side by side: bit i of the words of j is set where H[i, j] <
 // 0.
-DEVICE void pack_signs(const s8* base) {
-    for (int w = thread_index(); w < BASE * kSignWords; w += THREADS) {
-        const int j = w / kSignWords, i0 = w % kSignWords * 32;
-        u32 bits = 0;
-        for (int i = 0; i < 32 && i0 + i < BASE; ++i)
-            bits |= static_cast<u32>(load_global(base + (i0 + i) * BASE + j) < 0) << i;
-        signs()[w] = bits;
-    }
+DEVICE void copy_signs(const u32* table) {
+    for (int w = thread_index(); w < BASE * kSignWords; w += THREADS) signs()[w] = load_global(table + w);
 }
 
 // Item of the last stage for BASE > 1: four rows i of H_m at one place of their parts.
@@ -145,6 +153,7 @@ struct Mix {
     DEVICE void sum(float (&v)[kTaken]) const {
 #pragma unroll
         for (int i = 0; i < kTaken; ++i) v[i] = 0.0f;
+#pragma unroll 4  // unrolled whole it is most of 8000 instructions for m = 28
         for (int j = 0; j < BASE; ++j) {
             const u32 x = as_bits(values()[place(part + j * kSylvester)]);
             const u32 bits = signs()[j * kSignWords + row / 32] >> (row % 32);
@@ -163,6 +172,9 @@ DEVICE void last_stage(float (&v)[kTaken], const X* x, int item) {
         butterflies<kPasses - kBase>(v, x, item);
     }
 }
+
+// Whether a row has no such item; where threads have equally many there is nothing to ask.
+DEVICE bool beyond(int item) { return WIDTH / kTaken % THREADS != 0 && item >= WIDTH / kTaken; }
 
 // Feature of the i-th value of such an item.
 DEVICE int final_feature(int item, int i) {
@@ -195,15 +207,29 @@ DEVICE s8 code_of(float v, float scale, float qmax) {
     q = q > qmax ? qmax : q < -qmax ? -qmax : q;
     return static_cast<s8>(round_to_int(q));
 }
+// The same code in seven instructions, where `is_plain`: the quotient by the reciprocal, corrected once by
+// what is left of v. That may round it to a neighbour of what division gives, but not where rint then tells
+// them apart; docs/explanation/gpu_hadamard.md has the proof.
+DEVICE s8 plain_code_of(float v, float scale, float reciprocal, float qmax) {
+    float q = mul(v, reciprocal);
+    q = fused(fused(-q, scale, v), reciprocal, q);
+    // behind 1.5 * 2^23 there is no room for fractions: the sum is rounded to even, its low bits are the code
+    return static_cast<s8>(as_bits(add(minimum(maximum(q, -qmax), qmax), 12582912.0f)));
+}
+// Whether nothing of that under- or overflows, for a group of that largest magnitude.
+DEVICE bool is_plain(u32 largest, float scale) {
+    return scale >= 0x1p-100f && scale <= 0x1p100f && as_float(largest) <= mul(scale, 1024.0f);
+}
 DEVICE u32 magnitude(float v) { return as_bits(v) & 0x7fffffffu; }
 
-KERNEL(THREADS)
-hadamard_quantize_act(s8* codes, float* scales, const X* x, const s8* base, float factor, float clip,
+// 64 registers a thread, so that there are rows to go on with while one waits at a barrier
+KERNEL(THREADS, 1024 / THREADS)
+hadamard_quantize_act(s8* codes, float* scales, const X* x, const u32* table, float factor, float clip,
                       float qmax) {
     const i64 row = block_x();
     x += row * WIDTH;
     codes += row * WIDTH;
-    if (BASE > 1) pack_signs(base);
+    if (BASE > 1) copy_signs(table);
     passes<0, (BASE > 1 ? kPasses : kPasses - 1)>(x);
 
     float own[kItems][kTaken];
@@ -211,7 +237,7 @@ hadamard_quantize_act(s8* codes, float* scales, const X* x, const s8* base, floa
 #pragma unroll
     for (int t = 0; t < kItems; ++t) {
         const int item = thread_index() + t * THREADS;
-        if (item >= WIDTH / kTaken) break;
+        if (beyond(item)) break;
         last_stage<BASE>(own[t], x, item);
 #pragma unroll
         for (int i = 0; i < kTaken; ++i) {
@@ -228,35 +254,47 @@ hadamard_quantize_act(s8* codes, float* scales, const X* x, const s8* base, floa
         for (int w = 0; w < kWarps; ++w) largest = largest > maxima()[w] ? largest : maxima()[w];
         const float scale = scale_of(largest, clip, qmax);
         if (thread_index() == 0) store_global(scales + row, scale);
+        if (is_plain(largest, scale)) {
+            const float reciprocal = divide(1.0f, scale);
 #pragma unroll
-        for (int t = 0; t < kItems; ++t) {
-            const int item = thread_index() + t * THREADS;
-            if (item >= WIDTH / kTaken) break;
+            for (int t = 0; t < kItems; ++t) {
+                const int item = thread_index() + t * THREADS;
+                if (beyond(item)) break;
 #pragma unroll
-            for (int i = 0; i < kTaken; ++i)
-                store_global(codes + final_feature(item, i), code_of(own[t][i], scale, qmax));
-        }
-    } else {
-        barrier();  // all have read what the last stage overwrites
-#pragma unroll
-        for (int t = 0; t < kItems; ++t) {
-            const int item = thread_index() + t * THREADS;
-            if (item >= WIDTH / kTaken) break;
-#pragma unroll
-            for (int i = 0; i < kTaken; ++i) values()[place(final_feature(item, i))] = own[t][i];
-        }
-        barrier();  // the rotated row is there
-        for (int g = warp; g < kGroups; g += kWarps) {
-            const int end = (g + 1) * GROUP_SIZE < WIDTH ? (g + 1) * GROUP_SIZE : WIDTH;
-            largest = 0;
-            for (int e = g * GROUP_SIZE + lane; e < end; e += 32) {
-                const u32 m = magnitude(values()[place(e)]);
-                largest = largest > m ? largest : m;
+                for (int i = 0; i < kTaken; ++i)
+                    store_global(codes + final_feature(item, i),
+                                 plain_code_of(own[t][i], scale, reciprocal, qmax));
             }
-            const float scale = scale_of(warp_maximum(largest), clip, qmax);
-            if (lane == 0) store_global(scales + row * kGroups + g, scale);
-            for (int e = g * GROUP_SIZE + lane; e < end; e += 32)
-                store_global(codes + e, code_of(values()[place(e)], scale, qmax));
+            return;
+        }
+    }
+    // groups of a row, and a row of one group whose scale is not plain
+    barrier();  // all have read what the last stage overwrites
+#pragma unroll
+    for (int t = 0; t < kItems; ++t) {
+        const int item = thread_index() + t * THREADS;
+        if (beyond(item)) break;
+#pragma unroll
+        for (int i = 0; i < kTaken; ++i) values()[place(final_feature(item, i))] = own[t][i];
+    }
+    barrier();  // the rotated row is there
+    for (int g = warp; g < kGroups; g += kWarps) {
+        const int end = (g + 1) * GROUP_SIZE < WIDTH ? (g + 1) * GROUP_SIZE : WIDTH;
+        largest = 0;
+#pragma unroll kGroups == 1 ? 1 : 4
+        for (int e = g * GROUP_SIZE + lane; e < end; e += 32) {
+            const u32 m = magnitude(values()[place(e)]);
+            largest = largest > m ? largest : m;
+        }
+        largest = warp_maximum(largest);
+        const float scale = scale_of(largest, clip, qmax), reciprocal = divide(1.0f, scale);
+        const bool plain = is_plain(largest, scale);
+        if (lane == 0) store_global(scales + row * kGroups + g, scale);
+#pragma unroll kGroups == 1 ? 1 : 4
+        for (int e = g * GROUP_SIZE + lane; e < end; e += 32) {
+            const float v = values()[place(e)];
+            store_global(codes + e,
+                         plain ? plain_code_of(v, scale, reciprocal, qmax) : code_of(v, scale, qmax));
         }
     }
 }

@@ -97,7 +97,8 @@ class Loader {
           chunk(thread_index() % kChunks),
           tokens(in.m - place.token),
           tile_valid((place.tile + place.warp_n) * 16 < in.n),
-          policy(evict_first()) {
+          // blocks of other tokens read the same weights again
+          policy(in.m <= kTokens ? evict_first() : evict_normal()) {
         const int tile = place.tile + place.warp_n;
         x = in.x + static_cast<i64>(place.token + token) * in.k;
         data = in.data + static_cast<i64>(tile) * blocks * 512 + lane * 16;
@@ -132,7 +133,7 @@ class Loader {
         for (int b = 0; b < 2; ++b) {
             const u32 block = part / 64 + b;
             const u8* from = data + static_cast<u64>(block) * 512;
-            copy16_once(data_to + at + b * 512, from, tile_valid && block < blocks, policy);
+            copy16_by(data_to + at + b * 512, from, tile_valid && block < blocks, policy);
         }
         if (GROUP != 0) load_scales(at, part / kGroup, static_cast<u32>(start) / kGroup);
     }

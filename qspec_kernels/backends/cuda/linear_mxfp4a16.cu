@@ -40,7 +40,7 @@ struct Mxfp4A16 {
     }
 };
 
-KERNEL(kThreads)
+KERNEL(kThreads, 1)
 linear_mxfp4a16(Out* out, const u16* x, const u8* data, const u8* scales, const float* bias,
                 const Out* residual, int m, int n, int k) {
     const Operands<Mxfp4A16> in = {x, nullptr, data, scales, m, n, k};

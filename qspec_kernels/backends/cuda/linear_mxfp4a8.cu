@@ -46,7 +46,7 @@ struct Mxfp4A8 {
     DEVICE static int whole(int sum) { return sum; }
 };
 
-KERNEL(kThreads)
+KERNEL(kThreads, 1)
 linear_mxfp4a8(float* out, const s8* x, const float* act_scales, const u8* data, const u8* scales,
                const float* bias, const float* residual, int m, int n, int k) {
     const Operands<Mxfp4A8> in = {x, act_scales, data, scales, m, n, k};

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from qspec_kernels.backends.cuda import _integer
-from qspec_kernels.backends.cuda.compile import Kernel
-from qspec_kernels.backends.cuda.tiles import Operand
+from qspec_kernels.backends.cuda._compile import Kernel
+from qspec_kernels.backends.cuda._tiles import Operand
 
 READS = "mxfp4_mma16"
 

@@ -30,7 +30,7 @@ struct Int4A16 {
     }
 };
 
-KERNEL(kThreads)
+KERNEL(kThreads, 1)
 linear_w4a16(Out* out, const u16* x, const u8* data, const u16* scales, const float* bias,
              const Out* residual, int m, int n, int k) {
     const Operands<Int4A16> in = {x, nullptr, data, scales, m, n, k};

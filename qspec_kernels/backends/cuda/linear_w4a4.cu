@@ -30,7 +30,7 @@ struct Int4A4 {
     DEVICE static int whole(int sum) { return sum; }
 };
 
-KERNEL(kThreads)
+KERNEL(kThreads, 1)
 linear_w4a4(float* out, const s8* x, const float* act_scales, const u8* data, const u16* scales,
             const float* bias, const float* residual, int m, int n, int k) {
     const Operands<Int4A4> in = {x, act_scales, data, scales, m, n, k};

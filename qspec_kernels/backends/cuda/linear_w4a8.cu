@@ -32,7 +32,7 @@ struct Int4A8 {
     DEVICE static int whole(int sum) { return sum >> 4; }
 };
 
-KERNEL(kThreads)
+KERNEL(kThreads, 1)
 linear_w4a8(float* out, const s8* x, const float* act_scales, const u8* data, const u16* scales,
             const float* bias, const float* residual, int m, int n, int k) {
     const Operands<Int4A8> in = {x, act_scales, data, scales, m, n, k};

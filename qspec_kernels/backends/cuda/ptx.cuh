@@ -6,7 +6,8 @@
 // lane = 4 g + t holds row g or column g and what its t says.
 
 #define DEVICE __device__ __forceinline__
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+// A kernel, threads of a block, and the blocks that a multiprocessor is to have registers for.
+#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 
 typedef unsigned char u8;
 typedef signed char s8;
@@ -66,17 +67,23 @@ DEVICE void copy4(void* shared, const void* global, bool valid) {
                  "r"(valid ? 4 : 0)
                  : "memory");
 }
-// Weights are read once: they leave the L2 cache before what is read again does.
+// What is read once is to leave the L2 cache before what is read again does; the other policy is the usual
+// one.
 DEVICE u64 evict_first() {
     u64 policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-DEVICE void copy16_once(void* shared, const void* global, bool valid, u64 policy) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
-                     shared_address(shared)),
-                 "l"(global), "r"(valid ? 16 : 0), "l"(policy)
-                 : "memory");
+DEVICE u64 evict_normal() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+DEVICE void copy16_by(void* shared, const void* global, bool valid, u64 policy) {
+    asm volatile(
+        "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(shared)),
+        "l"(global), "r"(valid ? 16 : 0), "l"(policy)
+        : "memory");
 }
 DEVICE void close_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most `kPending` of this thread's latest groups are on their way.
@@ -151,6 +158,8 @@ DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
 DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE float minimum(float a, float b) { return fminf(a, b); }
+DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float int_to_float(int i) { return __int2float_rn(i); }
 // To the nearest integer, ties to even.

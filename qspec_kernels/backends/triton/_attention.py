@@ -51,6 +51,19 @@ def product(a, b, total, PARTS: tl.constexpr):
 
 
 @triton.jit
+def merged(top, total, out, new_top, new_total, new_out):
+    """Softmax over two runs of keys as one: largest scores and sums [M], weighted values [M, D].
+
+    A run without keys, of largest score -inf, leaves the other one's numbers as they are.
+    """
+    both = tl.maximum(top, new_top)
+    # where nothing has been seen yet, -inf less -inf would be NaN
+    finite = tl.where(both == float("-inf"), 0.0, both)
+    decay, weight = tl.exp2(top - finite), tl.exp2(new_top - finite)
+    return both, total * decay + new_total * weight, out * decay[:, None] + new_out * weight[:, None]
+
+
+@triton.jit
 def span(
     q, k, v, first, last, start, stop, lowest, highest, scale, D: tl.constexpr, KEYS: tl.constexpr,
     PARTS: tl.constexpr, WINDOWED: tl.constexpr,

@@ -10,6 +10,7 @@ the PTX beside it; the plain formula is what the interpreter runs and what tests
 
 import triton
 import triton.language as tl
+from triton.language.target_info import is_hip
 
 from qspec_kernels.backends.triton._interpreter import BF16, INTERPRETED
 
@@ -25,23 +26,25 @@ add.u32 t, t, 0x78787878;
 xor.b32 $1, t, 0x80808080;
 }""")
 
+
+def _int4_pairs(first: int) -> str:
+    """PTX: the four bytes u of t as two registers of bfloat16 codes, from ${first} on."""
+    return f"""
+prmt.b32 u, t, 0x43434343, 0x4140;
+fma.rn.bf16x2 ${first}, u, one, bias;
+prmt.b32 u, t, 0x43434343, 0x4342;
+fma.rn.bf16x2 ${first + 1}, u, one, bias;"""
+
+
 # 0x43 above a byte u < 128 is the bfloat16 128 + u; 136 is taken off by one exact fused multiply-add
-INT4_TO_BF16 = tl.constexpr("""{
+INT4_TO_BF16 = tl.constexpr(f"""{{
 .reg .b32 t, u, one, bias;
 mov.b32 one, 0x3F803F80;
 mov.b32 bias, 0xC308C308;
-and.b32 t, $4, 0x0F0F0F0F;
-prmt.b32 u, t, 0x43434343, 0x4140;
-fma.rn.bf16x2 $0, u, one, bias;
-prmt.b32 u, t, 0x43434343, 0x4342;
-fma.rn.bf16x2 $1, u, one, bias;
+and.b32 t, $4, 0x0F0F0F0F;{_int4_pairs(0)}
 shr.u32 t, $4, 4;
-and.b32 t, t, 0x0F0F0F0F;
-prmt.b32 u, t, 0x43434343, 0x4140;
-fma.rn.bf16x2 $2, u, one, bias;
-prmt.b32 u, t, 0x43434343, 0x4342;
-fma.rn.bf16x2 $3, u, one, bias;
-}""")
+and.b32 t, t, 0x0F0F0F0F;{_int4_pairs(2)}
+}}""")
 
 # Nibbles select bytes of a table of twice the magnitudes. A selector with its top bit set, the sign, repeats
 # the byte's sign bit, which is 0 in both tables: so each code finds its number in one table and 0 in the
@@ -67,38 +70,32 @@ and.b32 b, b, 0x80808080;
 or.b32 $1, q, b;
 }""")
 
+
+def _mxfp4_pair(selector: str, low: int) -> str:
+    """PTX: two chosen bytes of $4 as bfloat16, their low nibbles in ${low} and high ones in ${low + 2}."""
+    return f"""
+prmt.b32 p, $4, 0, {selector};
+shl.b32 s, p, 4;
+and.b32 s, s, 0x80008000;
+shr.u32 e, p, 2;
+and.b32 e, e, 0x01C001C0;
+or.b32 s, s, e;
+fma.rn.bf16x2 ${low}, s, up, zero;
+and.b32 s, p, 0x80008000;
+shr.u32 e, p, 6;
+and.b32 e, e, 0x01C001C0;
+or.b32 s, s, e;
+fma.rn.bf16x2 ${low + 2}, s, up, zero;"""
+
+
 # Sign to bit 15, magnitude to bits 8..6, where bfloat16 has the low exponent bits and the first of the
 # mantissa: the value times 2^-126, the smallest as a subnormal. Times 2^127 that is twice the value,
 # exactly.
-MXFP4_TO_BF16 = tl.constexpr("""{
+MXFP4_TO_BF16 = tl.constexpr(f"""{{
 .reg .b32 p, s, e, up, zero;
 mov.b32 up, 0x7F007F00;
-mov.b32 zero, 0x80008000;
-prmt.b32 p, $4, 0, 0x1404;
-shl.b32 s, p, 4;
-and.b32 s, s, 0x80008000;
-shr.u32 e, p, 2;
-and.b32 e, e, 0x01C001C0;
-or.b32 s, s, e;
-fma.rn.bf16x2 $0, s, up, zero;
-and.b32 s, p, 0x80008000;
-shr.u32 e, p, 6;
-and.b32 e, e, 0x01C001C0;
-or.b32 s, s, e;
-fma.rn.bf16x2 $2, s, up, zero;
-prmt.b32 p, $4, 0, 0x3424;
-shl.b32 s, p, 4;
-and.b32 s, s, 0x80008000;
-shr.u32 e, p, 2;
-and.b32 e, e, 0x01C001C0;
-or.b32 s, s, e;
-fma.rn.bf16x2 $1, s, up, zero;
-and.b32 s, p, 0x80008000;
-shr.u32 e, p, 6;
-and.b32 e, e, 0x01C001C0;
-or.b32 s, s, e;
-fma.rn.bf16x2 $3, s, up, zero;
-}""")
+mov.b32 zero, 0x80008000;{_mxfp4_pair("0x1404", 0)}{_mxfp4_pair("0x3424", 1)}
+}}""")
 
 
 @triton.jit
@@ -114,7 +111,7 @@ def _number(nibble, MXFP4: tl.constexpr):
 @triton.jit
 def expand(w, MXFP4: tl.constexpr, INTEGER: tl.constexpr):
     """uint8 -> the numbers of its low and of its high nibbles, as int8 where INTEGER, else as bfloat16."""
-    if INTERPRETED:
+    if INTERPRETED or is_hip():
         TYPE: tl.constexpr = tl.int8 if INTEGER else BF16
         low = _number((w & 15).to(tl.int32), MXFP4).to(TYPE)
         high = _number((w >> 4).to(tl.int32), MXFP4).to(TYPE)

@@ -14,15 +14,15 @@ is exchanged through shared memory. Infinities come out as NaN.
 """
 
 # constants and loops of device code are Triton's own
-# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportArgumentType=false
 
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from qspec_kernels.backends.triton._interpreter import BF16
-from qspec_kernels.backends.triton._rows import log2
+from qspec_kernels.backends.triton._interpreter import BF16, rounded
+from qspec_kernels.backends.triton._rows import gated, log2
 
 # float32 numbers of one program: 64 KiB, what every GPU has room to transpose
 _TILE = 16384
@@ -123,12 +123,12 @@ def _butterfly(y, STRIDE: tl.constexpr):
 def rotated(
     x, base, diagonal, row, rows, column, line, SCALE: tl.constexpr, PERIOD: tl.constexpr,
     TRANSPOSE: tl.constexpr, M: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    D_TILE: tl.constexpr, STEP: tl.constexpr,
+    D_TILE: tl.constexpr, STEP: tl.constexpr, OF: tl.constexpr = "",
 ):  # fmt: skip
     """Rows `line` [D_TILE] of the transforms of rows `row` [1, ROWS * P], float32 [D_TILE, ROWS * P].
 
     `column` says which of a row's P columns each is. The diagonal belongs to PERIOD rows, again and again;
-    PERIOD 0: there is none.
+    PERIOD 0: there is none. OF "silu_mul": the rows of x are twice as wide, and gated first.
     """
     D: tl.constexpr = M * Q
     total = tl.zeros([D_TILE, ROWS * P], tl.float32)
@@ -136,7 +136,12 @@ def rotated(
         term = start + tl.arange(0, STEP)
         inside = (term[:, None] < D) & (row < rows)
         at = term[:, None] * P + column
-        value = tl.load(x + row * (D * P) + at, mask=inside, other=0.0)
+        if OF == "silu_mul":
+            gate = tl.load(x + row * (2 * D * P) + at, mask=inside, other=0.0)
+            up = tl.load(x + row * (2 * D * P) + D * P + at, mask=inside, other=0.0)
+            value = rounded(gated(gate, up), gate.dtype)
+        else:
+            value = tl.load(x + row * (D * P) + at, mask=inside, other=0.0)
         if PERIOD > 0 and not TRANSPOSE:
             factors = tl.load(diagonal + row % PERIOD * (D * P) + at, mask=inside, other=0.0)
             value = value.to(tl.float32) * factors

@@ -65,6 +65,12 @@ def dense_variants(op: str, arch: int, dtype: torch.dtype) -> Iterator[Variant]:
             yield _variant(f"{op} {x[1:]} {n}x{k} m={m}", _dense.linear_dense, arguments, plan, arch)
 
 
+def matrix_unit(arch: int, *, integer: bool) -> str:
+    """The opcode of an architecture's widest matrix instruction."""
+    units = _UNITS[integer]
+    return units.get(arch, units[80])
+
+
 def _ends(plan: Plan, floating: str) -> dict[str, str | None]:
     """Types of bias, residual and output: splits leave float32, and the rest to `add_splits`."""
     apart = plan.splits > 1
@@ -78,8 +84,8 @@ def _ends(plan: Plan, floating: str) -> dict[str, str | None]:
 def _variant(
     name: str, kernel: object, arguments: Mapping[str, str | None], plan: Plan, arch: int
 ) -> Variant:
-    units = _UNITS[arguments["x_ptr"] == "*i8"]
-    unit = units[arch if arch in units and plan.tile.block_n >= 64 else 80]
+    wide = plan.tile.block_n >= 64
+    unit = matrix_unit(arch if wide else 80, integer=arguments["x_ptr"] == "*i8")
     return Variant(
         name=name,
         kernel=kernel,

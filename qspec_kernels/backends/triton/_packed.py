@@ -40,7 +40,7 @@ def columns(COUNT: tl.constexpr, ORDER: tl.constexpr):
 
 
 @triton.jit
-def _operand(w, MXFP4: tl.constexpr, INTEGER: tl.constexpr, ORDER: tl.constexpr):
+def operand(w, MXFP4: tl.constexpr, INTEGER: tl.constexpr, ORDER: tl.constexpr):
     """Bytes [tiles, 512] -> numbers [16 tiles, 64], columns in ORDER; or half as many of both.
 
     A byte's place is (g, t, c, h, p, q), as the `*_mma16` formats have it with b = 2 p + q; its two nibbles
@@ -61,7 +61,7 @@ def _operand(w, MXFP4: tl.constexpr, INTEGER: tl.constexpr, ORDER: tl.constexpr)
 
 
 @triton.jit
-def _weight_scale(word, row, MXFP4: tl.constexpr):
+def weight_scale(word, row, MXFP4: tl.constexpr):
     """float32: a row's fp16 scale, or 2^(E - 128), NaN for 255, from a word of neighbouring rows."""
     if MXFP4:
         e = (word >> row % 4 * 8) & 255
@@ -72,7 +72,7 @@ def _weight_scale(word, row, MXFP4: tl.constexpr):
 
 
 @triton.jit
-def _plus_term(acc, sums, scale, act_scale):
+def plus_term(acc, sums, scale, act_scale):
     """acc plus the sums of a group times its scales; every backend rounds the integers' terms like this."""
     scale = scale[:, None]
     if act_scale is not None:
@@ -113,32 +113,30 @@ def _sum_of_groups(
                 halves = tl.split(tl.permute(tl.reshape(w, (BLOCK_N // 16, 32, 2, 8)), (0, 1, 3, 2)))
                 for half in tl.static_range(2):
                     start = block * 64 + half * 32
-                    x = _activations(x_ptrs + start, cols + start, k, INTEGER, EVEN)
-                    numbers = _operand(tl.reshape(halves[half], (BLOCK_N // 16, 256)), MXFP4, INTEGER, ORDER)
+                    x = activations(x_ptrs + start, cols + start, k, INTEGER, EVEN)
+                    numbers = operand(tl.reshape(halves[half], (BLOCK_N // 16, 256)), MXFP4, INTEGER, ORDER)
                     sums = tl.dot(numbers, x, tl.zeros((BLOCK_N, BLOCK_M), SUM), out_dtype=SUM)
                     # the last block may hold one group only
                     group = tl.minimum(unit * 2 + half, tl.cdiv(k, 32) - 1)
-                    scale = _weight_scale(tl.load(scale_ptrs + group * row_words), row, MXFP4)
-                    acc = _plus_term(
-                        acc, sums, scale, tl.load(act_ptrs + group) if GROUPED_ACT else act_scale
-                    )
+                    scale = weight_scale(tl.load(scale_ptrs + group * row_words), row, MXFP4)
+                    acc = plus_term(acc, sums, scale, tl.load(act_ptrs + group) if GROUPED_ACT else act_scale)
             else:
-                numbers = _operand(w, MXFP4, INTEGER, ORDER)
-                x = _activations(x_ptrs + block * 64, cols + block * 64, k, INTEGER, EVEN)
+                numbers = operand(w, MXFP4, INTEGER, ORDER)
+                x = activations(x_ptrs + block * 64, cols + block * 64, k, INTEGER, EVEN)
                 if GROUP == 0:
                     row_sums = tl.dot(numbers, x, row_sums, out_dtype=SUM)
                 else:
                     sums = tl.dot(numbers, x, sums, out_dtype=SUM)
         if GROUP >= 64:
-            scale = _weight_scale(tl.load(scale_ptrs + unit * row_words), row, MXFP4)
-            acc = _plus_term(acc, sums, scale, tl.load(act_ptrs + unit) if GROUPED_ACT else act_scale)
+            scale = weight_scale(tl.load(scale_ptrs + unit * row_words), row, MXFP4)
+            acc = plus_term(acc, sums, scale, tl.load(act_ptrs + unit) if GROUPED_ACT else act_scale)
     if GROUP == 0:
-        acc = _plus_term(acc, row_sums, _weight_scale(tl.load(scale_ptrs), row, MXFP4), act_scale)
+        acc = plus_term(acc, row_sums, weight_scale(tl.load(scale_ptrs), row, MXFP4), act_scale)
     return acc
 
 
 @triton.jit
-def _activations(x_ptrs, cols, k, INTEGER: tl.constexpr, EVEN: tl.constexpr):
+def activations(x_ptrs, cols, k, INTEGER: tl.constexpr, EVEN: tl.constexpr):
     """A block of x transposed, [columns, tokens]: codes, or numbers rounded to bfloat16."""
     x = tl.load(x_ptrs) if EVEN else tl.load(x_ptrs, mask=cols[:, None] < k, other=0)
     return x if INTEGER else rounded(x.to(tl.float32), tl.bfloat16).to(BF16)

@@ -14,6 +14,13 @@ SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 
 # tokens up to which splits of K are programs of their own; above, tiles abound and one program takes all
 APART_TOKENS = 64
 
+# in the prefill phase: features and tokens of a program, and its warps, of which four make 64 features
+PREFILL = ((64, 32, 4), (128, 64, 8), (128, 128, 8), (128, 256, 8))
+# tiles of features that share one of tokens while it is in the cache
+TOGETHER = 8
+# shared memory for the scales that go with what is loaded ahead
+SCALES_ROOM = 2 << 10
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -65,3 +72,31 @@ def linear(m: int, n: int, arch: int, *, step_bytes: tuple[int, int], integer: b
     # enough ahead to keep some 32 KiB on their way, and no more than half of what there is
     ahead = min(max(3, 32768 // step), 8, nearest(arch, SHARED) // 2 // step)
     return Tile(block_n, block_m, warps, max(2, ahead))
+
+
+def prefill(m: int, n: int, arch: int, *, step_bytes: tuple[int, int], widest: int) -> Tile:
+    """The tile of a linear in the prefill phase: the one that takes the least time, as far as counting tells.
+
+    Multiprocessors take tiles in waves. A tile's time is that of its products, and a weight that is expanded
+    costs as much as its products with some 32 tokens.
+
+    Parameters
+    ----------
+    step_bytes
+        Bytes that a step along K reads of one feature and of one token.
+    widest
+        The most tokens whose sums fit into registers.
+    """
+    processors = nearest(arch, PROCESSORS)
+
+    def time(size: tuple[int, int, int]) -> int:
+        block_n, block_m, _ = size
+        tiles = -(-n // block_n) * -(-m // block_m)
+        return -(-tiles // processors) * block_n * (block_m + 32)
+
+    block_n, block_m, warps = min((size for size in PREFILL if size[1] <= widest), key=time)
+    w, x = block_n * step_bytes[0], block_m * step_bytes[1]
+    # Hopper's instructions read x where it was copied to, so that one step more of it is held
+    held = SCALES_ROOM + (x if arch // 10 == 9 else 0)
+    ahead = (nearest(arch, SHARED) - held) // (w + x)
+    return Tile(block_n, block_m, warps, min(max(ahead + 1, 2), 4))

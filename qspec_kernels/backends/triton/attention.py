@@ -9,6 +9,7 @@ from the heads, the types and nothing else; no kernel looks at the number of tok
 # constants and loops of device code are Triton's own
 # pyright: reportArgumentType=false, reportOperatorIssue=false
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,99 +17,126 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qspec_kernels.backends.triton._attention import span, tile_of
+from qspec_kernels.backends.triton._attention import merged, span, tile_of
 from qspec_kernels.backends.triton._interpreter import INTERPRETED, rounded
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
 from qspec_kernels.backends.triton._variants import Variant
 
-# keys whose softmax is one result: 8 heads at 4096 keys are 128 programs for one token
+# keys of a span: 8 heads at 4096 keys are 128 programs for one token
 SPAN = 256
-# programs for the spans of one tile, which take several each in longer caches
+# spans whose results are merged before others are; from so many tokens times key heads on by one program
+STRETCH, MANY = 4, 256
+# spans of a tile that programs of their own take; in longer caches each takes several
 LANES = 64
-# bytes of the spans' results: tokens beyond them come in another pass
+# programs that tokens are spread over, several tokens each, as long as that leaves a tile for each
+PROGRAMS = 1024
+# bytes of the results: tokens beyond them come in another pass
 SCRATCH = 1 << 27
 WARPS = 8
 _LOG2_E = 1.4426950408889634
 
 
-@triton.jit(do_not_specialize=["tokens", "capacity", "window"])
+@triton.jit(do_not_specialize=["tokens", "capacity", "window", "each", "joined"])
 def _spans(
-    parts, stats, q, k_cache, v_cache, rows, positions, tokens, capacity, scale, window,
+    parts, stats, q, k_cache, v_cache, rows, positions, tokens, capacity, scale, window, each, joined,
     WINDOWED: tl.constexpr, Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
     WIDE: tl.constexpr, QUERIES: tl.constexpr, AHEAD: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr,
     SPAN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Program (token, key head, lane): the tile that begins with this token, and every so many spans of it.
+    """Program (tokens, key head, lane): tiles that begin with one of `each` tokens, some of their spans.
 
-    The queries of a tile are its tokens times the GROUP heads that share a key head. A span's results are in
-    `parts` [spans, T, Hq, D], not yet divided, and in `stats` [spans, T, Hq, 2]: largest score and sum.
+    The queries of a tile are its tokens times the GROUP heads that share a key head. Results of `joined`
+    spans are merged, and left in `parts` [spans / joined, T, Hq, D], not yet divided, and in `stats`
+    [spans / joined, T, Hq, 2]: largest score and sum.
     """
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
-    token = tl.program_id(0)
-    count = tile_of(rows, token, tokens, QUERIES, AHEAD, 64)
-    if count > 0:
-        place = tl.arange(0, TILE)
-        valid = place // GROUP < count
-        mine = token + place // GROUP
-        query = mine.to(tl.int64) * Q_HEADS + tl.program_id(1) * GROUP + place % GROUP
-        feature = tl.arange(0, WIDE)[None, :]
-        queries = tl.load(q + query[:, None] * D + feature, mask=valid[:, None] & (feature < D), other=0.0)
-        last = tl.load(positions + mine, mask=valid, other=-1)
-        first = tl.maximum(last - window + 1, 0) if WINDOWED else tl.zeros_like(last)
-        highest = tl.max(last, 0)
-        lowest = tl.min(tl.where(valid, first, highest), 0) if WINDOWED else 0
-        keys = (tl.load(rows + token).to(tl.int64) * KV_HEADS + tl.program_id(1)) * capacity * D
-        for number in range(lowest // SPAN + tl.program_id(2), highest // SPAN + 1, tl.num_programs(2)):
-            at = tokens.to(tl.int64) * Q_HEADS * number + query
-            attempt, attempts = 0, 1
-            while attempt < attempts:
-                # all tokens at once; then, if there are NaN, each alone: what one of them sees that is not
-                # finite spreads to those that do not see it, since zero times it is NaN
-                chosen = valid & tl.where(attempt == 0, True, place // GROUP == attempt - 1)
-                # a query that is not chosen sees nothing
-                now = tl.where(chosen, last, -1)
-                highest_now = tl.max(now, 0)
-                lowest_now = tl.min(tl.where(chosen, first, highest_now), 0) if WINDOWED else 0
-                start = tl.maximum(number * SPAN, lowest_now // KEYS * KEYS)
-                stop = tl.minimum(number * SPAN + SPAN, highest_now + 1)
-                top, total, out = span(
-                    queries, k_cache + keys, v_cache + keys, first, now, start, stop, lowest_now, highest_now,
-                    scale, D, KEYS, PARTS, WINDOWED,
-                )  # fmt: skip
-                tl.store(parts + at[:, None] * D + feature, out, mask=chosen[:, None] & (feature < D))
-                tl.store(stats + 2 * at, top, mask=chosen)
-                tl.store(stats + 2 * at + 1, total, mask=chosen)
-                spoilt = tl.max(tl.max((out != out).to(tl.int32), 1), 0) > 0
-                attempts = tl.where((attempt == 0) & spoilt, count + 1, attempts)
-                attempt += 1
+    token = tl.program_id(0) * each
+    end = tl.minimum(token + each, tokens)
+    while token < end:
+        count = tile_of(rows, token, tokens, QUERIES, AHEAD, 64)
+        if count > 0:
+            place = tl.arange(0, TILE)
+            valid = place // GROUP < count
+            mine = token + place // GROUP
+            query = mine.to(tl.int64) * Q_HEADS + tl.program_id(1) * GROUP + place % GROUP
+            feature = tl.arange(0, WIDE)[None, :]
+            queries = tl.load(
+                q + query[:, None] * D + feature, mask=valid[:, None] & (feature < D), other=0.0
+            )
+            last = tl.load(positions + mine, mask=valid, other=-1)
+            first = tl.maximum(last - window + 1, 0) if WINDOWED else tl.zeros_like(last)
+            highest = tl.max(last, 0)
+            lowest = tl.min(tl.where(valid, first, highest), 0) if WINDOWED else 0
+            keys = (tl.load(rows + token).to(tl.int64) * KV_HEADS + tl.program_id(1)) * capacity * D
+            stretch = lowest // (SPAN * joined) + tl.program_id(2)
+            while stretch <= highest // (SPAN * joined):
+                top = tl.full([TILE], float("-inf"), tl.float32)
+                total = tl.zeros([TILE], tl.float32)
+                out = tl.zeros([TILE, WIDE], tl.float32)
+                begin = tl.maximum(stretch * joined, lowest // SPAN)
+                for number in range(begin, tl.minimum((stretch + 1) * joined, highest // SPAN + 1)):
+                    attempt, attempts = 0, 1
+                    while attempt < attempts:
+                        # all tokens at once; then, if there are NaN, each alone: what one of them sees that
+                        # is not finite spreads to those that do not see it, since zero times it is NaN
+                        chosen = valid & tl.where(attempt == 0, True, place // GROUP == attempt - 1)
+                        # a query that is not chosen sees nothing
+                        now = tl.where(chosen, last, -1)
+                        highest_now = tl.max(now, 0)
+                        lowest_now = tl.min(tl.where(chosen, first, highest_now), 0) if WINDOWED else 0
+                        start = tl.maximum(number * SPAN, lowest_now // KEYS * KEYS)
+                        stop = tl.minimum(number * SPAN + SPAN, highest_now + 1)
+                        new_top, new_total, new = span(
+                            queries, k_cache + keys, v_cache + keys, first, now, start, stop, lowest_now,
+                            highest_now, scale, D, KEYS, PARTS, WINDOWED,
+                        )  # fmt: skip
+                        spoilt = tl.max(tl.max((new != new).to(tl.int32), 1), 0) > 0
+                        attempts = tl.where((attempt == 0) & spoilt, count + 1, attempts)
+                        # kept: what the last attempt of a token says
+                        kept = chosen & ((attempt > 0) | (attempts == 1))
+                        new_top, new_total, new = merged(top, total, out, new_top, new_total, new)
+                        top = tl.where(kept, new_top, top)
+                        total = tl.where(kept, new_total, total)
+                        out = tl.where(kept[:, None], new, out)
+                        attempt += 1
+                at = tokens.to(tl.int64) * Q_HEADS * stretch + query
+                tl.store(parts + at[:, None] * D + feature, out, mask=valid[:, None] & (feature < D))
+                tl.store(stats + 2 * at, top, mask=valid)
+                tl.store(stats + 2 * at + 1, total, mask=valid)
+                stretch += tl.num_programs(2)
+        token += tl.maximum(count, 1)
 
 
-@triton.jit(do_not_specialize=["tokens", "window"])
+@triton.jit(do_not_specialize=["tokens", "window", "joined"])
 def _merge(
-    out, parts, stats, positions, tokens, window, WINDOWED: tl.constexpr, Q_HEADS: tl.constexpr,
-    D: tl.constexpr, WIDE: tl.constexpr, SPAN: tl.constexpr,
+    out, parts, stats, positions, tokens, window, joined, WINDOWED: tl.constexpr, Q_HEADS: tl.constexpr,
+    D: tl.constexpr, WIDE: tl.constexpr, SPAN: tl.constexpr, STRETCH: tl.constexpr,
 ):  # fmt: skip
-    """Program (token, query head): the results of its spans, from the first to the last, as one."""
-    query = tl.program_id(0).to(tl.int64) * Q_HEADS + tl.program_id(1)
-    feature = tl.arange(0, WIDE)
+    """Program (token, query head): the results of its stretches, from the first to the last, as one.
+
+    Where their spans came apart, `joined` = 1, the spans of each stretch are merged first.
+    """
+    query = tl.program_id(0).to(tl.int64) * Q_HEADS + tl.program_id(1) + tl.arange(0, 1)
+    feature = tl.arange(0, WIDE)[None, :]
+    none, zero = tl.full([1], float("-inf"), tl.float32), tl.zeros([1], tl.float32)
+    empty = tl.zeros([1, WIDE], tl.float32)
     last = tl.load(positions + tl.program_id(0))
     first = tl.maximum(last - window + 1, 0) if WINDOWED else 0
-    top = float("-inf")
-    total = 0.0
-    result = tl.zeros([WIDE], tl.float32)
-    for number in range(first // SPAN, last // SPAN + 1):
-        at = tokens.to(tl.int64) * Q_HEADS * number + query
-        new_top = tl.load(stats + 2 * at)
-        new = tl.load(parts + at * D + feature, mask=feature < D, other=0.0)
-        both = tl.maximum(top, new_top)
-        finite = tl.where(both == float("-inf"), 0.0, both)
-        decay, weight = tl.exp2(top - finite), tl.exp2(new_top - finite)
-        total = total * decay + tl.load(stats + 2 * at + 1) * weight
-        result = result * decay + new * weight
-        top = both
+    top, total, result = none, zero, empty
+    size, apart = SPAN * joined, STRETCH // joined
+    for stretch in range(first // (SPAN * STRETCH), last // (SPAN * STRETCH) + 1):
+        new_top, new_total, new = none, zero, empty
+        begin = tl.maximum(stretch * apart, first // size)
+        for number in range(begin, tl.minimum((stretch + 1) * apart, last // size + 1)):
+            at = tokens.to(tl.int64) * Q_HEADS * number + query
+            values = tl.load(parts + at[:, None] * D + feature, mask=feature < D, other=0.0)
+            new_top, new_total, new = merged(
+                new_top, new_total, new, tl.load(stats + 2 * at), tl.load(stats + 2 * at + 1), values
+            )
+        top, total, result = merged(top, total, result, new_top, new_total, new)
     # + 0 makes zeros positive: their sign tells of blocks that only others of a tile saw
-    result = result / total + 0.0
-    tl.store(out + query * D + feature, rounded(result, out.dtype.element_ty), mask=feature < D)
+    result = result / total[:, None] + 0.0
+    tl.store(out + query[:, None] * D + feature, rounded(result, out.dtype.element_ty), mask=feature < D)
 
 
 def attention(
@@ -119,22 +147,44 @@ def attention(
     _, kv_heads, capacity, _ = k_cache.shape
     out = torch.empty_like(q)
     shared, tile = _constants(q.dtype, k_cache.dtype, q_heads, kv_heads, d, window)
-    spans = triton.cdiv(capacity, SPAN)
-    fitting = max(tile["QUERIES"], SCRATCH // (4 * spans * q_heads * (d + 2)))
-    size = spans * min(tokens, fitting) * q_heads
+    joined = STRETCH if tokens * kv_heads >= MANY else 1
+    stretches, lanes = triton.cdiv(capacity, SPAN * joined), max(1, LANES // joined)
+    fitting = _fitting(tile["QUERIES"], 4 * stretches * q_heads * (d + 2))
+    size = stretches * min(tokens, fitting) * q_heads
     parts, stats = (torch.empty(size * n, dtype=torch.float32, device=q.device) for n in (d, 2))
     for start in range(0, tokens, fitting):
         some = slice(start, start + fitting)
         count = min(fitting, tokens - start)
-        grid = count, kv_heads, min(spans, LANES)
+        each = _tokens_of_a_program(count * kv_heads * min(stretches, lanes), tile["QUERIES"])
+        grid = triton.cdiv(count, each), kv_heads, min(stretches, lanes)
         arguments = (
             parts, stats, q[some], k_cache, v_cache, rows[some], positions[some], count, capacity,
-            scale * _LOG2_E, window,
+            scale * _LOG2_E, window, each, joined,
         )  # fmt: skip
         launch(_spans, grid, arguments, shared | tile, WARPS)
-        arguments = out[some], parts, stats, positions[some], count, window
-        launch(_merge, (count, q_heads), arguments, shared, 1)
+        arguments = out[some], parts, stats, positions[some], count, window, joined
+        launch(_merge, (count, q_heads), arguments, shared | {"STRETCH": STRETCH}, 1)
     return out
+
+
+def _fitting(queries: int, size: int) -> int:
+    """Tokens of a pass, of `size` bytes of results each: whole tiles where there is room for them.
+
+    Multiples of 8, since Triton compiles another kernel for addresses that are no multiples of 16 bytes.
+    """
+    whole, fitting = math.lcm(8, queries), SCRATCH // size
+    if fitting >= whole:
+        return fitting // whole * whole
+    return max(fitting // 8, triton.cdiv(queries, 8)) * 8
+
+
+def _tokens_of_a_program(programs: int, queries: int) -> int:
+    """Neighbours that a program looks for tiles among, where one each would be so many programs.
+
+    Most tokens of a verification or of a prompt begin no tile, and a program that finds none still takes its
+    turn on a multiprocessor.
+    """
+    return min(max(1, programs // PROGRAMS), queries)
 
 
 def _constants(
@@ -173,13 +223,14 @@ def variants(arch: int) -> Iterator[Variant]:
         name = f"{q[1:]} {cache[1:]} {heads[0]}/{heads[1]} x {d}{' window' if window > 0 else ''}"
         types = {
             **scratch, "q": q, "k_cache": cache, "v_cache": cache, "rows": "*i32", "positions": "*i32",
-            "tokens": "i32", "capacity": "i32", "scale": "fp32", "window": "i32",
+            "tokens": "i32", "capacity": "i32", "scale": "fp32", "window": "i32", "each": "i32",
+            "joined": "i32",
         }  # fmt: skip
         constants, opcodes = shared | tile, _opcodes(arch, tile["TILE"])
         # local memory: a few registers are put aside while the keys are gone through, and not touched there
         yield variant(f"attention {name}", _spans, types, constants, WARPS, opcodes, local_memory=True)
-        types = {"out": q, **scratch, "positions": "*i32", "tokens": "i32", "window": "i32"}
-        yield variant(f"attention merge {name}", _merge, types, shared, 1)
+        types = {"out": q, **scratch, "positions": "*i32", "tokens": "i32", "window": "i32", "joined": "i32"}
+        yield variant(f"attention merge {name}", _merge, types, shared | {"STRETCH": STRETCH}, 1)
 
 
 def _opcodes(arch: int, tile: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import qspec_kernels as qk
-from qspec_kernels.backends.cuda import launch
+from qspec_kernels.backends.cuda import _launch
 from qspec_kernels.formats import PackedWeight, convert
 from reference.linear import integer_linear
 from reference.linear import linear as exact_linear
@@ -33,17 +33,17 @@ def _directory() -> tempfile.TemporaryDirectory[str]:
 def emulated(**options: Any) -> Iterator[Emulator]:
     """Inside, the launchers of backends/cuda run their kernels on the CPU; options are `Emulator`'s."""
     emulator = Emulator(Path(_directory().name), **options)
-    real = launch.launch, launch.arch
-    launch.launch, launch.arch = emulator.launch, emulator.arch  # type: ignore[assignment]
+    real = _launch.launch, _launch.arch
+    _launch.launch, _launch.arch = emulator.launch, emulator.arch  # type: ignore[assignment]
     try:
         yield emulator
     finally:
-        launch.launch, launch.arch = real
+        _launch.launch, _launch.arch = real
 
 
 LAUNCHERS = {
     path.stem: importlib.import_module(f"qspec_kernels.backends.cuda.{path.stem}")
-    for path in sorted(Path(launch.__file__).parent.glob("*.py"))
+    for path in sorted(Path(_launch.__file__).parent.glob("*.py"))
     if path.with_suffix(".cu").exists()
 }
 

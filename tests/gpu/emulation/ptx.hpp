@@ -23,10 +23,11 @@
 #include <cmath>
 #include <string>
 #include <type_traits>
+#include <unordered_set>
 #include <vector>
 
 #define DEVICE inline
-#define KERNEL(threads) static void
+#define KERNEL(threads, blocks) static void
 
 typedef unsigned char u8;
 typedef signed char s8;
@@ -70,6 +71,7 @@ struct Thread {
 inline std::vector<Buffer> buffers;
 inline std::vector<Thread> threads;
 inline std::vector<u8> stacks;
+inline std::unordered_set<u64> read_once;  // addresses of copies that leave the cache first
 inline std::string error;
 inline jmp_buf scheduler;
 inline ucontext_t scheduler_context;
@@ -85,8 +87,9 @@ constexpr int kStack = 64 << 10;
 [[noreturn]] inline void to_scheduler() { _longjmp(scheduler, 1); }
 
 [[noreturn]] inline void fail(const std::string& message) {
-    if (error.empty()) error = message + " (thread " + std::to_string(current) + ", block " +
-                               std::to_string(block_x) + "," + std::to_string(block_y) + ")";
+    if (error.empty())
+        error = message + " (thread " + std::to_string(current) + ", block " + std::to_string(block_x) + "," +
+                std::to_string(block_y) + ")";
     to_scheduler();
 }
 inline void yield(State state) {
@@ -133,8 +136,10 @@ inline void copy(void* to, const void* from, int size, bool valid) {
     Copy c = {to, {}, size};
     if (reinterpret_cast<u64>(to) % size) fail("misaligned copy to shared memory");
     if (valid) memcpy(c.bytes, global(from, size, false), size);
-    if (late) threads[current].open.push_back(c);
-    else memcpy(to, c.bytes, size);
+    if (late)
+        threads[current].open.push_back(c);
+    else
+        memcpy(to, c.bytes, size);
 }
 
 // -- fragments: element i of a lane -> (row, k), (k, column), (row, column)
@@ -271,6 +276,7 @@ inline void call(void (*kernel)(A...), void** arguments, std::index_sequence<I..
 template <class... A>
 inline const char* launch(void (*kernel)(A...), const Launch& how, void** arguments, int count) {
     error.clear();
+    read_once.clear();
     if (count != static_cast<int>(sizeof...(A))) return "another number of arguments than the kernel takes";
     struct Bound {
         void (*kernel)(A...);
@@ -356,8 +362,14 @@ inline void store_global(T* p, T value) {
 
 inline void copy16(void* to, const void* from, bool valid) { emulation::copy(to, from, 16, valid); }
 inline void copy4(void* to, const void* from, bool valid) { emulation::copy(to, from, 4, valid); }
-inline u64 evict_first() { return 0; }
-inline void copy16_once(void* shared, const void* global, bool valid, u64) { copy16(shared, global, valid); }
+inline u64 evict_first() { return 1; }
+inline u64 evict_normal() { return 0; }
+inline void copy16_by(void* shared, const void* global, bool valid, u64 policy) {
+    const u64 address = reinterpret_cast<u64>(global);
+    if (valid && policy == evict_first() && !emulation::read_once.insert(address).second)
+        emulation::fail("reads again what was to leave the cache first");
+    copy16(shared, global, valid);
+}
 inline void close_copy_group() {
     emulation::Thread& self = emulation::threads[emulation::current];
     self.groups.push_back(std::move(self.open));
@@ -454,6 +466,8 @@ inline float mul(float a, float b) { return a * b; }
 inline float add(float a, float b) { return a + b; }
 inline float sub(float a, float b) { return a - b; }
 inline float divide(float a, float b) { return a / b; }
+inline float minimum(float a, float b) { return std::fmin(a, b); }
+inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 inline float int_to_float(int i) { return static_cast<float>(i); }
 inline int round_to_int(float f) { return static_cast<int>(std::nearbyint(f)); }

@@ -1,4 +1,4 @@
-"""Builds CUDA kernels for the CPU and launches them there, in place of backends/cuda/launch.py."""
+"""Builds CUDA kernels for the CPU and launches them there, in place of backends/cuda/_launch.py."""
 
 import ctypes
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cuda.compile import Kernel
+from qspec_kernels.backends.cuda._compile import Kernel
 
 HERE = Path(__file__).parent
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-fno-gnu-unique", "-fPIC", "-w"]
@@ -53,7 +53,7 @@ def _compile(*arguments: str, text: str = "") -> None:
 
 @dataclass
 class Emulator:
-    """Runs kernels on the CPU; `launch` and `arch` stand in for those of backends/cuda/launch.py.
+    """Runs kernels on the CPU; `launch` and `arch` stand in for those of backends/cuda/_launch.py.
 
     Parameters
     ----------

@@ -49,8 +49,11 @@ def test_what_lies_beyond_does_not_matter(window):
     checks.check_poison([(66, 3), (20, 1)], window, torch.float32, 0)
 
 
+@pytest.mark.parametrize("many", [1, 1000])
 @pytest.mark.parametrize("spoilt", [torch.nan, torch.inf])
-def test_what_only_a_neighbour_sees_does_not_matter(spoilt):
+def test_what_only_a_neighbour_sees_does_not_matter(spoilt, many, monkeypatch):
+    # with the spans of a program merged there, and each left for the merging kernel
+    monkeypatch.setattr(attention, "MANY", many)
     # the last token's own key and value, in the tile of the two before it
     batch = checks.make_batch(0, [70], [3], 1, 2, 16, torch.float32)
     right = qk.attention(*batch, scale=0.25)
@@ -70,14 +73,47 @@ def test_large_scores():
     checks.test_large_scores(None)
 
 
-def test_lanes_and_passes(monkeypatch):
-    # two programs for three spans, and room for one tile at a time, which cuts the second row's
+# two programs for six spans, and room for eight tokens at a time, which cuts the second row's tile; one for
+# four spans, or for the tiles of four tokens
+@pytest.mark.parametrize(
+    ("sizes", "window", "grids"),
+    [
+        ({"LANES": 2, "SCRATCH": 1}, None, [(8, 1, 2), (2, 1, 2)]),
+        ({"MANY": 1}, 40, [(10, 1, 2)]),
+        ({"MANY": 1, "LANES": 4, "PROGRAMS": 1, "SCRATCH": 1}, None, [(2, 1, 1), (1, 1, 1)]),
+    ],
+)
+def test_lanes_and_passes(monkeypatch, sizes, window, grids):
     sequential_dots(monkeypatch)
-    batch = checks.make_batch(0, [150, 190], [3, 2], 1, 4, 16, torch.float32)
-    whole = qk.attention(*batch, scale=0.25)
-    monkeypatch.setattr(attention, "LANES", 2)
-    monkeypatch.setattr(attention, "SCRATCH", 1)
-    assert same_bits(qk.attention(*batch, scale=0.25), whole)
+    right, launch = attention._constants, attention.launch
+    monkeypatch.setattr(attention, "_constants", lambda *a: _with_small_tiles(right(*a)))
+    monkeypatch.setattr(attention, "SPAN", 16)
+    batch = checks.make_batch(0, [70, 90], [3, 7], 1, 4, 16, torch.float32)
+    whole = qk.attention(*batch, scale=0.25, window=window)
+    seen = []
+
+    def record(kernel, grid, arguments, *rest):
+        seen.append(grid)
+        # other addresses than multiples of 16 bytes are another compilation
+        assert not any(one.storage_offset() % 8 for one in arguments if isinstance(one, torch.Tensor))
+        launch(kernel, grid, arguments, *rest)
+
+    monkeypatch.setattr(attention, "launch", record)
+    for name, size in sizes.items():
+        monkeypatch.setattr(attention, name, size)
+    assert same_bits(qk.attention(*batch, scale=0.25, window=window), whole)
+    assert seen[::2] == grids
+
+
+@pytest.mark.parametrize("queries", [1, 4, 9, 16, 64])
+def test_passes_are_whole_tiles_where_there_is_room(queries):
+    for size in (1, 1000, 10**6, 10**7, 10**9):
+        fitting = attention._fitting(queries, size)
+        assert fitting % 8 == 0
+        assert fitting >= queries
+        assert fitting * size <= attention.SCRATCH or fitting < queries + 8
+        if fitting >= 8 * queries:
+            assert fitting % queries == 0
 
 
 # 16 queries a tile: tiles of up to 4 tokens, and of 5 where 3 heads share a key head
@@ -90,6 +126,9 @@ def check_company(rng, monkeypatch, group, window):
     sequential_dots(monkeypatch)
     right = attention._constants
     monkeypatch.setattr(attention, "_constants", lambda *a: _with_small_tiles(right(*a)))
+    # the whole prompt's spans are merged in pairs where they are computed, those of a few tokens are not
+    for name, size in {"SPAN": 16, "STRETCH": 2, "MANY": 20, "PROGRAMS": 20}.items():
+        monkeypatch.setattr(attention, name, size)
     lengths = [72, 5]
     caches = [torch.randn(2, 1, 80, 16, generator=rng) for _ in range(2)]
     pairs = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
@@ -110,6 +149,19 @@ def _with_small_tiles(constants):
     shared, tile = constants
     queries = 16 // (shared["Q_HEADS"] // tile["KV_HEADS"])
     return shared, tile | {"TILE": 16, "KEYS": 16, "QUERIES": queries, "AHEAD": 8}
+
+
+def test_the_checks_catch_another_order_of_spans(rng, monkeypatch):
+    right = attention.launch
+
+    def one_after_the_other(kernel, grid, arguments, constants, warps):
+        if "STRETCH" in constants and arguments[-1] == 1:
+            constants = constants | {"STRETCH": 1}
+        right(kernel, grid, arguments, constants, warps)
+
+    monkeypatch.setattr(attention, "launch", one_after_the_other)
+    with pytest.raises(AssertionError, match="tokens"):
+        check_company(rng, monkeypatch, 4, None)
 
 
 def _blocks_counted_from_the_longest_row(right, q, k_cache, v_cache, rows, positions, scale, window):

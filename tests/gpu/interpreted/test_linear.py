@@ -208,7 +208,7 @@ def _natural_columns(COUNT: tl.constexpr, ORDER: tl.constexpr):
 
 @pytest.mark.parametrize(
     ("name", "mutant"),
-    [("expand", _nibbles_exchanged), ("expand", _offset_left_in), ("_weight_scale", _neighbours_scale)],
+    [("expand", _nibbles_exchanged), ("expand", _offset_left_in), ("weight_scale", _neighbours_scale)],
 )
 def test_mutants_fail(rng, monkeypatch, name, mutant):
     monkeypatch.setattr(_packed, name, mutant)
@@ -219,7 +219,7 @@ def test_mutants_fail(rng, monkeypatch, name, mutant):
 
 
 def test_mutant_of_the_rounding_fails(rng, monkeypatch):
-    monkeypatch.setattr(_packed, "_plus_term", _scales_apart)
+    monkeypatch.setattr(_packed, "plus_term", _scales_apart)
     with pytest.raises(AssertionError):
         check_integers(rng, (3, 100, 37), "int4", 32, "a8")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from qspec_kernels.backends.cuda import nvrtc
+from qspec_kernels.backends.cuda import _nvrtc
 from qspec_kernels.errors import KernelUnavailable
 
 # products and sums are contracted only where a kernel says so, and subnormals are numbers
@@ -64,12 +64,12 @@ def cubin(kernel: Kernel, arch: str) -> Path:
         If there is no compiler, or a CUDA graph is being captured and the kernel is not there yet.
     """
     source, how = kernel.source(), options(kernel, arch)
-    decided_by = json.dumps([source, how, nvrtc.version()])
+    decided_by = json.dumps([source, how, _nvrtc.version()])
     digest = hashlib.sha256(decided_by.encode()).hexdigest()[:32]
     path = cache_directory() / f"{kernel.name}-{arch}-{digest}.cubin"
     if not path.exists():
         refuse_capture(kernel)
-        code = nvrtc.compile(source, f"{kernel.name}.cu", how)
+        code = _nvrtc.compile(source, f"{kernel.name}.cu", how)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
             file.write(code)
@@ -91,8 +91,7 @@ def refuse_capture(kernel: Kernel) -> None:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise KernelUnavailable(
             f"{kernel.name} has to be compiled and loaded, but a CUDA graph is being captured",
-            "Call qspec_kernels.backends.cuda.warmup.warmup for the weights before capturing,"
-            " or run the model once.",
+            "Call qspec_kernels.warmup for the weights before capturing, or run the model once.",
         )
 
 

@@ -24,6 +24,18 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
+def why_not(arch: int) -> str:
+    """Why nothing can be compiled for an architecture (90: sm_90), with the way out; empty where it can."""
+    try:
+        known = _architectures()
+    except KernelUnavailable as error:
+        return f"{error.message} ({error.hint})"
+    if arch in known:
+        return ""
+    number = ".".join(map(str, version()))
+    return f"NVIDIA's run-time compiler {number} does not know sm_{arch} (pip install -U 'qspec[cuda]')"
+
+
 def compile(source: str, name: str, options: Sequence[str]) -> bytes:
     """Machine code (a cubin) of a source.
 
@@ -67,6 +79,14 @@ def _call(function: str, *arguments: Any) -> None:
         raise QSpecError(f"{function} of NVIDIA's run-time compiler failed with status {status}")
 
 
+def _architectures() -> list[int]:
+    count = ctypes.c_int()
+    _call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
+    numbers = (ctypes.c_int * count.value)()
+    _call("nvrtcGetSupportedArchs", numbers)
+    return list(numbers)
+
+
 @cache
 def _library() -> ctypes.CDLL:
     try:
@@ -77,6 +97,6 @@ def _library() -> ctypes.CDLL:
         found = load_nvidia_dynamic_lib("nvrtc")
     except DynamicLibNotFoundError as error:
         raise KernelUnavailable(
-            "NVIDIA's run-time compiler (NVRTC) was not found", "pip install 'qspec[cuda]'"
+            "NVIDIA's run-time compiler (nvidia-cuda-nvrtc) was not found", "pip install 'qspec[cuda]'"
         ) from error
     return ctypes.CDLL(found.abs_path)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cuda.compile import Kernel, cubin, refuse_capture
+from qspec_kernels.backends.cuda import _nvrtc
+from qspec_kernels.backends.cuda._compile import Kernel, cubin, refuse_capture
 
 # shared memory that a block may have, in bytes; other architectures are taken to have the least
 _SHARED = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448}
@@ -56,10 +57,14 @@ def launch(kernel: Kernel, grid: tuple[int, int], arguments: Sequence[Any]) -> N
         )
 
 
-def load(kernel: Kernel, device: torch.device) -> None:
-    """Have a kernel ready on a device (with its index), compiling it if need be."""
-    with _on(device):
-        _function(kernel, device.index, arch(device))
+def why_not(capability: tuple[int, int]) -> str:
+    """What compiling and launching for a GPU of this capability lacks, with the way out; empty if nothing."""
+    try:
+        _cupy()
+    except ImportError as error:
+        # CuPy's own message is a page around the cause
+        return f"cupy cannot be imported: {error.__cause__ or error} (pip install 'qspec[cuda]')"
+    return _nvrtc.why_not(10 * capability[0] + capability[1])
 
 
 @contextmanager

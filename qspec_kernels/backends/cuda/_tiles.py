@@ -7,7 +7,7 @@ alone. How many tokens and warps share a block may follow the number of tokens M
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from qspec_kernels.backends.cuda.launch import shared_limit
+from qspec_kernels.backends.cuda._launch import shared_limit
 
 # input features that a warp takes from one buffer of the ring
 STAGE = 128

@@ -1,0 +1,133 @@
+"""What `qspec bench gpu` finds wrong before it times anything."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qspec_decode.bench.gpu import cases, correctness
+from qspec_decode.bench.gpu.device import Captured
+from tests.bench.standin import Mutate, Standin, last_value, measured, mutating, small, tensors
+from tests.test_architecture import signatures
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+
+
+@pytest.fixture
+def device() -> Standin:
+    return Standin()
+
+
+@pytest.fixture
+def mutate(monkeypatch: pytest.MonkeyPatch) -> Mutate:
+    return mutating(monkeypatch)
+
+
+@pytest.mark.parametrize("op", cases.OPS)
+def test_the_reference_passes_its_own_checks(device: Standin, op: str) -> None:
+    verdicts = [verdict for case in cases.cases(op) for verdict in correctness.check(device, case)]
+    assert verdicts
+    assert {verdict.m for verdict in verdicts} == set(correctness.COUNTS)
+    assert [verdict for verdict in verdicts if verdict.failed] == []
+
+
+def test_every_gpu_kernel_has_cases() -> None:
+    own = (signatures("triton").keys() | signatures("cuda").keys()) & signatures("torch").keys()
+    assert "attention" in own
+    assert own <= set(cases.OPS)
+
+
+def depends_on_rows(right: Callable[..., Any], *args: Any) -> Any:
+    """As little wrong as a number can be, where more rows than one are given."""
+    out = right(*args)
+    first = tensors(out)[0]
+    if len(first) > 1:
+        first[0] = torch.nextafter(first[0], torch.full_like(first[0], torch.inf))
+    return out
+
+
+def missing(right: Callable[..., Any], *args: Any) -> Any:
+    out = right(*args)
+    tensors(out)[0].view(-1)[0] = torch.nan
+    return out
+
+
+@pytest.mark.parametrize(
+    "op", ["linear_w4a8", "linear_w4a16", "hadamard_quantize_act", "rescore", "attention"]
+)
+def test_a_wrong_value_stops_the_run_before_timing(device: Standin, mutate: Mutate, op: str) -> None:
+    mutate(op, last_value)
+    document = measured(device, ops=[op])
+    failures = document["correctness"]["failures"]
+    assert failures
+    assert {(one["op"], one["backend"]) for one in failures} == {(op, "torch")}
+    assert all("error" in one["failed"] for one in failures)
+    assert all(one["error"] > one["bound"] for one in failures if one["error"] is not None)
+    assert document["rows"] == []
+    assert device.timed == 0
+
+
+@pytest.mark.parametrize("op", ["linear_w4a16", "linear_bf16", "attention"])
+def test_a_row_that_depends_on_how_many_there_are(device: Standin, mutate: Mutate, op: str) -> None:
+    mutate(op, depends_on_rows)
+    failures = measured(device, ops=[op])["correctness"]["failures"]
+    assert {one["m"] for one in failures} == {1}
+    assert {one["failed"] for one in failures} == {"row"}
+    assert device.timed == 0
+
+
+def test_no_number_is_an_error(device: Standin, mutate: Mutate) -> None:
+    mutate("linear_w4a16", missing)
+    failures = measured(device, ops=["linear_w4a16"])["correctness"]["failures"]
+    assert failures[0]["failed"] == "error"
+    assert failures[0]["error"] is None
+
+
+def test_a_replay_that_differs(device: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "capture", lambda call: Captured(lambda: None, call()), raising=False)
+    failures = measured(device, ops=["linear_w4a8"])["correctness"]["failures"]
+    assert {one["failed"] for one in failures} == {"graph"}
+
+
+def test_a_kernel_that_raises_is_in_the_table(device: Standin, mutate: Mutate) -> None:
+    def raising(*_: Any) -> Any:
+        raise RuntimeError("an illegal memory access\nand more")
+
+    mutate("linear_w4a8", raising)
+    failures = measured(device, ops=["linear_w4a8", "linear_w4a16"])["correctness"]["failures"]
+    assert {one["failed"] for one in failures} == {"RuntimeError: an illegal memory access"}
+    assert len(failures) == 20
+
+
+def last_of_equals(right: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
+    ids = right(x)
+    return torch.where(ids >= 0, x.shape[1] - 1 - right(x.flip(1)), ids)
+
+
+def some_q_everywhere(
+    right: Callable[..., Any], p: Any, q: Any, uniforms: Any, p_rows: Any, q_rows: Any
+) -> Any:
+    return right(p, q, uniforms, p_rows, None if q_rows is None else q_rows.clamp(min=0))
+
+
+NEARLY_RIGHT = {
+    "argmax": last_of_equals,
+    "softmax": lambda right, x, temperature: right(x.nan_to_num(neginf=0.0), temperature),
+    "draw": lambda right, weights, uniforms, rows, without: right(weights, uniforms, rows, None),
+    "draw_residual": some_q_everywhere,
+    "silu_mul_hadamard_quantize_act": lambda right, x, base, diagonal, *rest: right(x, base, None, *rest),
+}
+
+
+@pytest.mark.parametrize("op", NEARLY_RIGHT)
+def test_what_is_wrong_in_some_cases_only(device: Standin, mutate: Mutate, op: str) -> None:
+    mutate(op, NEARLY_RIGHT[op])
+    verdicts = [verdict for case in cases.cases(op) for verdict in correctness.check(device, case)]
+    wrong = {verdict.shape for verdict in verdicts if verdict.failed}
+    assert wrong
+    assert {verdict.failed for verdict in verdicts} <= {"", "error"}
+    assert len(wrong) < len(cases.cases(op))
