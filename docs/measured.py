@@ -122,7 +122,7 @@ def decoding_texts(document: Document) -> dict[str, str]:
             (row for batch in document["batches"] for row in _plain(batch)),
         ),
         "decode_ladders": table(
-            ["", "batch", "tokens/s", "speed-up", "quartiles", "formula", "c", "v", "α"],
+            ["", "batch", "tokens/s", "speed-up", "quartiles", "model", "of it", "formula", "c", "v", "α"],
             (row for batch in document["batches"] for row in _ladders(batch)),
         ),
         "decode_remarks": _remarks(document),
@@ -160,22 +160,26 @@ def _ladders(batch: Document) -> Iterable[list[str]]:
         if not run["draft"]:
             continue
         low, high = run["speedup_quartiles"]
-        formula = run["formula_speedup"]
+        formula, share = run["formula_speedup"], run["measured_over_predicted"]
         yield [
             f"`{run['name']}`",
             str(batch["batch"]),
             f"{run['tokens_per_second']:.1f}",
             f"{run['speedup']:.2f}" + ("" if run["of_record"] else "\\*"),
             f"{low:.2f} to {high:.2f}",
+            f"{run['predicted_speedup']:.2f}",
+            "" if share is None else f"{share:.2f}",
             "" if formula is None else f"{formula:.2f}",
             *("; ".join(f"{value:.2f}" for value in run[name]) for name in ("c", "v", "alpha")),
         ]
 
 
 def _remarks(document: Document) -> str:
-    """Why figures do not count, each reason once."""
+    """Why figures do not count, each reason once, and who was left out."""
     runs = [run for batch in document["batches"] for run in batch["runs"]]
     reasons = dict.fromkeys(run["not_of_record_because"] for run in runs if not run["of_record"])
-    if not reasons:
-        return "All figures are figures of record."
-    return "\\* no figure of record: " + "; or ".join(reasons) + "."
+    texts = ["All figures are figures of record."]
+    if reasons:
+        texts = ["\\* no figure of record: " + "; or ".join(reasons) + "."]
+    texts += [f"Left out: {one['peer']}. {one['reason']}" for one in document["skipped_peers"]]
+    return " ".join(texts)

@@ -1,6 +1,8 @@
 """`KVCache`: keys and values of every layer, shared by all precisions of one model."""
 
 import math
+from collections.abc import Hashable
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -17,6 +19,12 @@ class KVCache:
     embedding, both in the checkpoint's own basis. Rolling a row back means to use smaller
     positions; nothing is moved or cleared. `replay` holds the programs of passes over this cache, where
     there are native kernels to make them of (`replayed`).
+
+    Parameters
+    ----------
+    spares
+        Where `give_back` puts the memory, and where a cache of the same kind takes it from; `capacity` is
+        then that of the memory, at least what was asked for.
 
     Raises
     ------
@@ -35,24 +43,85 @@ class KVCache:
         device: torch.device | str = "cpu",
         *,
         replayed: bool = False,
+        spares: "Spares | None" = None,
     ):
         shape = (batch, num_kv_heads, capacity, head_dim)
+        self.batch = batch
+        self.capacity = capacity
+        self._spares = spares
+        self._kind = (num_layers, batch, num_kv_heads, head_dim, dtype, torch.device(device), replayed)
+        self.k: list[Tensor] = []
+        self.v: list[Tensor] = []
+        self.replay: Replay | None = None
+        spare = spares.take(self._kind, capacity) if spares else None
+        if spare is not None:
+            # what lies in it is another text's: finite, and masked like all that is beyond a row's length
+            self.k, self.v, self.replay = spare
+            self.capacity = self.k[0].shape[2]
+            return
         needed = 2 * num_layers * math.prod(shape) * dtype.itemsize
         available = machine.available_bytes() if torch.device(device).type == "cpu" else None
         if available is not None and needed > available:
             raise _too_large(batch, capacity, needed, available)
         with machine.allocating(lambda: _too_large(batch, capacity, needed, None)):
             # zeros, not empty: a masked score times a NaN left in fresh memory would still be NaN
-            self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-            self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            self.k = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            self.v = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.replay = Replay() if replayed else None
-        self.batch = batch
-        self.capacity = capacity
+
+    def give_back(self) -> None:
+        """End its use: neither it nor logits of passes over it are looked at any more."""
+        if self._spares is not None and self.k:
+            self._spares.put(self._kind, (self.k, self.v, self.replay))
+            self.k, self.v, self.replay = [], [], None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values."""
         return sum(tensor.nbytes for tensor in (*self.k, *self.v))
+
+
+_Memory = tuple[list[Tensor], list[Tensor], Replay | None]
+
+
+class Spares:
+    """Memory of caches that were given back, with the programs over it, for the next ones of their kind.
+
+    Programs are recorded over fixed memory, so a call with fresh memory records all of its own, a tenth of
+    the time of a short text. The latest are kept, up to so many bytes.
+    """
+
+    def __init__(self, max_bytes: int = 64 << 20):
+        self._max_bytes = max_bytes
+        self._kept: list[tuple[Hashable, _Memory]] = []
+        self._lock = Lock()
+
+    def take(self, kind: Hashable, capacity: int) -> _Memory | None:
+        """The least that is large enough; it is the caller's from then on."""
+        with self._lock:
+            fitting = [
+                (memory[0][0].shape[2], index)
+                for index, (other, memory) in enumerate(self._kept)
+                if other == kind and memory[0][0].shape[2] >= capacity
+            ]
+            return self._kept.pop(min(fitting)[1])[1] if fitting else None
+
+    def put(self, kind: Hashable, memory: _Memory) -> None:
+        """Keep it; older ones make room."""
+        with self._lock:
+            self._kept.append((kind, memory))
+            while self._kept and self.num_bytes > self._max_bytes:
+                self._kept.pop(0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(tensor.nbytes for _, (k, v, _) in self._kept for tensor in (*k, *v))
+
+
+def roomy(capacity: int) -> int:
+    """So many positions or up to 255 more: what is given back is then large enough for the next text."""
+    return -(-capacity // 256) * 256
 
 
 def _too_large(batch: int, capacity: int, needed: int, available: int | None) -> UsageError:

@@ -1,6 +1,7 @@
 """Plain decoding, one token per row and step: the baseline, and what speculation must reproduce.
 
-It shares no loop code with `speculate`, so that the two can be held against each other.
+Step by step it shares no loop code with `speculate`, so that the two can be held against each other. Captured
+as CUDA graphs it is the round of `speculate` without a draft.
 """
 
 import time
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qspec_decode import request
-from qspec_decode.noise import Purpose, Seed, row_seeds, uniform
+from qspec_decode import loop, request
+from qspec_decode.cache import roomy
+from qspec_decode.graphs import pool
+from qspec_decode.ladder import SpeculativeConfig
+from qspec_decode.noise import Purpose, RowSeed, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
-from qspec_decode.protocol import Model
+from qspec_decode.protocol import Model, device_of, give_back
 from qspec_decode.sampling import SamplingParams, draw, most_probable, probabilities
 from qspec_kernels import exclusive_threads
 
@@ -32,6 +36,7 @@ def generate(
     top_p: float | None = None,
     seed: Seed = None,
     eos_token_id: int | Sequence[int] | None = None,
+    enforce_eager: bool | None = None,
 ) -> DecodingOutput:
     """Decode with one precision of the model, without speculation.
 
@@ -47,6 +52,8 @@ def generate(
         How tokens are chosen; the keyword options after it set single fields of it.
     streamer
         Receives tokens as they are made.
+    enforce_eager
+        As in `SpeculativeConfig`.
 
     Raises
     ------
@@ -68,20 +75,25 @@ def generate(
     prompts = request.prompts(model, input_ids, attention_mask)
     eos = request.eos_ids(model, params)
     pairs = row_seeds(params.seed, len(prompts))
-    seeds = torch.tensor(pairs)
+    capacity = min(max(map(len, prompts)) + params.max_new_tokens, model.max_positions)
+    wanted = pool.Wanted(model, precision, [], SpeculativeConfig(enforce_eager=enforce_eager), params, eos)
+    if pool.captures(wanted):
+        return _captured(wanted, prompts, pairs, capacity, streamer)
 
     began = time.perf_counter()
-    capacity = min(max(map(len, prompts)) + params.max_new_tokens, model.max_positions)
-    cache = model.new_cache(len(prompts), capacity, precision)
+    device = device_of(model)
+    seeds = torch.tensor(pairs).to(device)
+    cache = model.new_cache(len(prompts), roomy(capacity), precision)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     active = torch.arange(len(prompts))
     logits = model.forward(
-        torch.tensor([token for prompt in prompts for token in prompt]),
-        active.repeat_interleave(lengths),
-        torch.cat([torch.arange(n) for n in lengths.tolist()]),
+        torch.tensor([token for prompt in prompts for token in prompt]).to(device),
+        active.repeat_interleave(lengths).to(device),
+        torch.cat([torch.arange(n) for n in lengths.tolist()]).to(device),
         cache,
         precision,
-        logits_at=lengths.cumsum(0) - 1,
+        logits_at=(lengths.cumsum(0) - 1).to(device),
+        phase="prefill",
     )
     token_ids: list[list[int]] = [[] for _ in prompts]
     finish_reasons = [""] * len(prompts)
@@ -91,8 +103,9 @@ def generate(
         if params.greedy:
             tokens = most_probable(logits)
         else:
-            numbers = uniform(seeds[active], 0, Purpose.DRAW, lengths[active, None])
+            numbers = uniform(seeds[active.to(device)], 0, Purpose.DRAW, lengths[active, None].to(device))
             tokens = draw(probabilities(logits, params), numbers[:, 0])
+        tokens = tokens.cpu()
         lengths[active] += 1
         for row, token in zip(active.tolist(), tokens.tolist(), strict=True):
             token_ids[row].append(token)
@@ -109,8 +122,10 @@ def generate(
         active, tokens = active[going], tokens[going]
         if not len(active):
             break
-        logits = model.forward(tokens, active, lengths[active] - 1, cache, precision)
+        last = (tokens, active, lengths[active] - 1)
+        logits = model.forward(*(tensor.to(device) for tensor in last), cache, precision)
         num_steps += 1
+    give_back(cache)
     if streamer:
         streamer.end()
     return DecodingOutput(
@@ -123,4 +138,29 @@ def generate(
         num_target_steps=num_steps,
         prefill_seconds=prefill_seconds,
         decode_seconds=time.perf_counter() - began - prefill_seconds,
+    )
+
+
+def _captured(
+    wanted: pool.Wanted,
+    prompts: list[list[int]],
+    seeds: list[RowSeed],
+    capacity: int,
+    streamer: Streamer | None,
+) -> DecodingOutput:
+    """The same by captured rounds without a draft."""
+    rows = loop.Rows(prompts, wanted.sampling.max_new_tokens, wanted.model.max_positions, wanted.eos)
+    with pool.runner(wanted, prompts, seeds, capacity) as top:
+        course = loop.run(top, rows, streamer)
+    return DecodingOutput(
+        sequences=[torch.tensor(p + t) for p, t in zip(prompts, rows.token_ids, strict=True)],
+        token_ids=rows.token_ids,
+        finish_reasons=rows.finish_reasons,
+        lossless=True,
+        reference=wanted.target,
+        seeds=seeds,
+        num_target_steps=course.num_rounds,
+        prefill_seconds=course.prefill_seconds,
+        decode_seconds=course.decode_seconds,
+        graph_bytes=top.num_bytes,
     )

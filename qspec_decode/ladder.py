@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from qspec_decode import checks, request
+from qspec_decode.cache import roomy
+from qspec_decode.fixed import FixedLevel, FixedNgramLevel
 from qspec_decode.levels import ModelLevel, SharedCache
 from qspec_decode.ngram import NgramLevel
 from qspec_decode.proposal import Level, Run
-from qspec_decode.protocol import Model
+from qspec_decode.protocol import Model, device_of
 from qspec_decode.sibling import aligned, check_same_tokens
 from qspec_kernels import PRECISIONS, UsageError
 
@@ -49,6 +51,9 @@ class SpeculativeConfig:
         downward. None takes 4 for a 4-bit draft of a 16-bit target, 3 elsewhere.
     prompt_lookup_max, prompt_lookup_min
         Longest and shortest suffix that the "ngram" level looks up.
+    enforce_eager
+        True runs every op by itself, False decodes in rounds of fixed shapes, which on a GPU are captured as
+        CUDA graphs. None, the default, is False on a GPU that has kernels for it, True elsewhere.
 
     Raises
     ------
@@ -59,6 +64,7 @@ class SpeculativeConfig:
     num_speculative_tokens: int | Sequence[int] | None = None
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 1
+    enforce_eager: bool | None = None
 
     def __post_init__(self) -> None:
         shortest, longest = map(checks.as_integer, (self.prompt_lookup_min, self.prompt_lookup_max))
@@ -67,6 +73,11 @@ class SpeculativeConfig:
                 f"prompt_lookup_min is {self.prompt_lookup_min!r} and prompt_lookup_max is "
                 f"{self.prompt_lookup_max!r}; expected integers, 1 <= min <= max",
                 "Leave them out for 1 and 4.",
+            )
+        if self.enforce_eager not in (None, True, False):
+            raise UsageError(
+                f"enforce_eager is {self.enforce_eager!r}; expected True, False or None",
+                "None leaves it to the device.",
             )
         values = {
             "num_speculative_tokens": _parse_k(self.num_speculative_tokens),
@@ -94,14 +105,16 @@ def _parse_k(given: Any) -> int | tuple[int, ...] | None:
 
 
 def configured(
-    config: SpeculativeConfig | None, num_speculative_tokens: int | Sequence[int] | None
+    config: SpeculativeConfig | None,
+    num_speculative_tokens: int | Sequence[int] | None,
+    enforce_eager: bool | None = None,
 ) -> SpeculativeConfig:
-    """`config` with K from the keyword option, if that was given.
+    """`config` with what the keyword options say, if they were given.
 
     Raises
     ------
     UsageError
-        Both say a K, and not the same.
+        Both say something, and not the same.
     """
     config = SpeculativeConfig() if config is None else config
     if not isinstance(config, SpeculativeConfig):
@@ -109,16 +122,15 @@ def configured(
             f"config is {config!r}; expected a SpeculativeConfig",
             "For instance config=SpeculativeConfig(num_speculative_tokens=4).",
         )
-    given = _parse_k(num_speculative_tokens)
-    if given is None:
-        return config
-    if config.num_speculative_tokens not in (None, given):
-        raise UsageError(
-            f"num_speculative_tokens is {given} as a keyword and "
-            f"{config.num_speculative_tokens} in config=SpeculativeConfig(...)",
-            "Give it in one place.",
-        )
-    return replace(config, num_speculative_tokens=given)
+    given = {"num_speculative_tokens": _parse_k(num_speculative_tokens), "enforce_eager": enforce_eager}
+    for name, value in given.items():
+        if value is not None and getattr(config, name) not in (None, value):
+            raise UsageError(
+                f"{name} is {value} as a keyword and {getattr(config, name)} in "
+                "config=SpeculativeConfig(...)",
+                "Give it in one place.",
+            )
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
 def as_list(draft: Draft | Sequence[Draft], target: str) -> list[Draft]:
@@ -166,6 +178,8 @@ def num_speculative_tokens(config: SpeculativeConfig, target: str, drafts: list[
         A list of K whose length is not the number of drafts.
     """
     k = config.num_speculative_tokens
+    if not drafts:
+        return []
     if isinstance(k, int):
         return [k] * len(drafts)
     if k is not None:
@@ -179,23 +193,33 @@ def num_speculative_tokens(config: SpeculativeConfig, target: str, drafts: list[
     return [4 if by_bytes and drafts[0] != "ngram" else 3] + [3] * (len(drafts) - 1)
 
 
-def build(run: Run, model: Model, target: str, drafts: list[Draft], config: SpeculativeConfig) -> ModelLevel:
-    """The target's level, with every draft level below it.
+def build(
+    run: Run,
+    model: Model,
+    target: str,
+    drafts: list[Draft],
+    config: SpeculativeConfig,
+    *,
+    fixed: bool = False,
+) -> ModelLevel:
+    """The target's level, with every draft level below it; `fixed` makes levels that have fixed shapes.
 
     Levels of one model share one cache, of the dtype that the uppermost of them needs.
 
     Raises
     ------
     UsageError
-        "ngram" anywhere but at the bottom, a precision that was not loaded, another tokenizer.
+        "ngram" anywhere but at the bottom, a precision that was not loaded, another tokenizer or device.
     """
-    batch_size, capacity = run.buffer.ids.shape
+    batch_size, capacity, device = len(run.buffer.ids), run.capacity, device_of(model)
     caches: dict[int, SharedCache] = {}
 
     def cache_of(owner: Model, precision: str) -> SharedCache:
         if id(owner) not in caches:
-            cache = owner.new_cache(batch_size, min(capacity, owner.max_positions), precision)
-            caches[id(owner)] = SharedCache(cache, torch.zeros(batch_size, dtype=torch.int64))
+            room = roomy(min(capacity, owner.max_positions) + run.spare)
+            cache = owner.new_cache(batch_size, room, precision)
+            valid = torch.zeros(batch_size, dtype=torch.int64, device=device)
+            caches[id(owner)] = SharedCache(cache, valid)
         return caches[id(owner)]
 
     # caches are made from the target downward, levels from the bottom up
@@ -217,6 +241,11 @@ def build(run: Run, model: Model, target: str, drafts: list[Draft], config: Spec
             continue
         other = draft if isinstance(draft, DraftModel) else DraftModel(draft)
         check_same_tokens(model, other.model, other.name)
+        if device_of(other.model) != device:
+            raise UsageError(
+                f"the draft {other.name!r} is on {device_of(other.model)}, the target on {device}",
+                f"Load both on one device: load(..., device={str(device)!r}).",
+            )
         first = other.model.precisions[0] if other.precision is None else other.precision
         precision = request.loaded_precision(other.model, first)
         sibling = aligned(other.model, model.vocab_size)
@@ -227,11 +256,12 @@ def build(run: Run, model: Model, target: str, drafts: list[Draft], config: Spec
     for index in range(len(plans) - 1, -1, -1):
         plan = plans[index]
         if plan is None:
-            level = NgramLevel(run, config.prompt_lookup_max, config.prompt_lookup_min)
+            kind = FixedNgramLevel if fixed else NgramLevel
+            level = kind(run, config.prompt_lookup_max, config.prompt_lookup_min)
             continue
         owner, precision, name, cache = plan
         inner = (level, min(counts[index], capacity)) if level else None
-        level = ModelLevel(
+        level = (FixedLevel if fixed else ModelLevel)(
             run,
             owner,
             precision,

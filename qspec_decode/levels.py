@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from qspec_decode import protocol
 from qspec_decode.accept import greedy, standard
 from qspec_decode.noise import Purpose, uniform
 from qspec_decode.proposal import Level, Proposal, Run
@@ -40,6 +41,14 @@ class Emission:
     num_draft_tokens: Int64[Tensor, " rows"]
     num_accepted_tokens: Int64[Tensor, " rows"]
     probs: Float[Tensor, "rows width vocab"] | None
+
+    def on_host(self) -> "Emission":
+        """The same on the CPU, by one copy, without the distributions."""
+        if self.ids.device.type == "cpu":
+            return self
+        counts = (self.num_tokens, self.num_draft_tokens, self.num_accepted_tokens)
+        block = torch.cat([torch.stack(counts, 1), self.ids], 1).cpu()
+        return Emission(block[:, 3:], block[:, 0], block[:, 1], block[:, 2], None)
 
 
 @dataclass
@@ -74,6 +83,9 @@ class ModelLevel:
         The level below with the number of tokens asked of it per round, or None.
     """
 
+    _most_probable = staticmethod(most_probable)
+    _probabilities = staticmethod(probabilities)
+
     def __init__(
         self,
         run: Run,
@@ -96,7 +108,7 @@ class ModelLevel:
         starts, ends = self._cache.valid[rows], (lengths - 1).clamp(max=self._model.max_positions)
         behind = starts < ends
         if bool(behind.any()):
-            self._forward(rows[behind], starts[behind], ends[behind] - 1, ends[behind])
+            self._forward(rows[behind], starts[behind], ends[behind] - 1, ends[behind], "prefill")
         if self._inner:
             self._inner[0].prefill(rows, lengths)
 
@@ -112,7 +124,7 @@ class ModelLevel:
         """Extend each row by `counts` tokens, fewer only where this model's positions end."""
         counts = torch.minimum(counts, self._model.max_positions - lengths).clamp(min=0)
         k = int(counts.max())
-        ids = torch.zeros(len(rows), k, dtype=torch.int64)
+        ids = lengths.new_zeros(len(rows), k)
         probs = None
         done = torch.zeros_like(counts)
         while bool((left := counts - done).any()):
@@ -133,18 +145,23 @@ class ModelLevel:
         return Proposal(ids, counts, probs)
 
     def round(
-        self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"], limits: Int64[Tensor, " rows"]
+        self,
+        rows: Int64[Tensor, " rows"],
+        lengths: Int64[Tensor, " rows"],
+        limits: Int64[Tensor, " rows"],
+        phase: str = "decode",
     ) -> Emission:
         """Draft, verify, accept, commit: 1 to k+1 tokens per row and never more than `limits`.
 
-        Drafts are limited to limits - 1, so that a round never commits a token that must be cut.
+        Drafts are limited to limits - 1, so that a round never commits a token that must be cut. `phase` is
+        as in `protocol.Model.forward`.
         """
         # lower levels move `valid` on past this level's own tokens, so the start is taken first
         starts = torch.minimum(self._cache.valid[rows], lengths - 1)
         proposal = self._draft(rows, lengths, limits)
         began = time.perf_counter()
         drafted = proposal.num_tokens
-        logits = self._forward(rows, starts, lengths - 1, lengths + drafted)
+        logits = self._forward(rows, starts, lengths - 1, lengths + drafted, phase)
         accepted, following, probs = self._accept(rows, lengths, proposal, logits)
 
         ends = lengths + accepted
@@ -157,6 +174,12 @@ class ModelLevel:
         ids = torch.cat([proposal.ids, following[:, None]], 1)
         ids.scatter_(1, accepted[:, None], following[:, None])
         return Emission(ids, accepted + 1, drafted, accepted, probs)
+
+    def give_back(self) -> None:
+        """End the use of all caches, here and below."""
+        protocol.give_back(self._cache.cache)
+        if self._inner and isinstance(self._inner[0], ModelLevel):
+            self._inner[0].give_back()
 
     def all_stats(self) -> Iterator[SpecDecodingStats]:
         """Statistics of every draft level below, the nearest first."""
@@ -179,7 +202,7 @@ class ModelLevel:
             self.stats.draft_time += time.perf_counter() - began
         return proposal
 
-    def _forward(self, rows: Tensor, starts: Tensor, wanted: Tensor, ends: Tensor) -> Tensor:
+    def _forward(self, rows: Tensor, starts: Tensor, wanted: Tensor, ends: Tensor, phase: str) -> Tensor:
         """Run positions starts..ends-1; logits float32 [sum(ends - wanted), vocab], rows in order."""
         flat = self._run.buffer.flat(rows, starts, wanted, ends)
         logits = self._model.forward(
@@ -190,6 +213,7 @@ class ModelLevel:
             self._precision,
             logits_at=flat.logits_at,
             draft_head=self._draft_head,
+            phase=phase,
         )
         self._cache.valid[rows] = ends
         return logits
@@ -200,15 +224,18 @@ class ModelLevel:
         """Decide; returns accepted counts, the following ids, and this level's distributions if sampled."""
         drafted, k = proposal.num_tokens, proposal.ids.shape[1]
         if self._run.sampling.greedy:
-            target_ids = _rectangle(most_probable(logits), drafted + 1, k + 1)
+            target_ids = _rectangle(self._most_probable(logits), drafted + 1, k + 1)
             return *greedy.accept(proposal.ids, drafted, target_ids), None
-        probs = _rectangle(probabilities(logits, self._run.sampling), drafted + 1, k + 1)
-        seeds = self._run.seeds[rows]
-        positions = lengths[:, None] + torch.arange(k + 1)
-        draws = uniform(seeds, self._index, Purpose.DRAW, positions)
-        coins = uniform(seeds, self._index, Purpose.COIN, positions[:, :k])
+        probs = _rectangle(self._probabilities(logits, self._run.sampling), drafted + 1, k + 1)
+        coins, draws = self._noise(rows, lengths[:, None] + torch.arange(k + 1, device=lengths.device))
         accepted, following = standard.accept(proposal.ids, drafted, proposal.probs, probs, coins, draws)
         return accepted, following, probs
+
+    def _noise(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Coins for all positions [rows, n] but the last, draws for all."""
+        seeds = self._run.seeds[rows]
+        coins = uniform(seeds, self._index, Purpose.COIN, positions[:, :-1])
+        return coins, uniform(seeds, self._index, Purpose.DRAW, positions)
 
 
 def _rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
@@ -216,5 +243,5 @@ def _rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
     if len(flat) == len(counts) * width:
         return flat.view(len(counts), width, *flat.shape[1:])
     out = flat.new_zeros(len(counts), width, *flat.shape[1:])
-    out[torch.arange(width) < counts[:, None]] = flat
+    out[torch.arange(width, device=counts.device) < counts[:, None]] = flat
     return out

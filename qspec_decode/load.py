@@ -15,7 +15,7 @@ from qspec_decode.load_options import FUSED, LoadOptions
 from qspec_decode.model import Transformer
 from qspec_decode.progress import track
 from qspec_decode.tokenizer import Tokenizer
-from qspec_decode.weights import LayerWeights, Weight, WeightSet
+from qspec_decode.weights import LayerWeights, Weight, WeightSet, moved
 from qspec_kernels import PackedWeight, formats, largest_block, to_device_layout
 
 # elements of a matrix that are quantised at once: they stay in a core's cache and take little memory
@@ -33,6 +33,7 @@ def load(
     rotate: bool | Iterable[str] = False,
     keep: Iterable[str] = (),
     dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
 ) -> Transformer:
     """Load a checkpoint in one or more precisions over one embedding and one KV cache layout.
 
@@ -55,6 +56,8 @@ def load(
         Linears that are fused are kept together.
     dtype
         torch.float64 makes a model that computes everything in float64, "fp32" weights included.
+    device
+        Where the model goes, layer by layer: "cpu", "cuda" or a certain GPU.
 
     Raises
     ------
@@ -69,11 +72,13 @@ def load(
     options = load_options.parse(precisions, group_size, rotate, keep, dtype, config.num_hidden_layers)
     checkpoint = Checkpoint(directory)
     checkpoint.check(tensors.all_shapes(config))
-    memory.check_fits(config, options)
+    where = load_options.parse_device(device)
+    if where.type == "cpu":
+        memory.check_fits(config, options)
     if options.rotated:
         config = _with_blocks(config)
     with machine.allocating(lambda: memory.refused(config, options)):
-        return _Loader(config, checkpoint, options).load()
+        return _Loader(config, checkpoint, options, where).load()
 
 
 def load_tokenizer(path: str | Path = "demo") -> Tokenizer:
@@ -100,30 +105,37 @@ def _with_blocks(config: ModelConfig) -> ModelConfig:
 class _Loader:
     """What the steps of one `load` share."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, options: LoadOptions):
-        self.config, self.checkpoint, self.options = config, checkpoint, options
+    def __init__(
+        self, config: ModelConfig, checkpoint: Checkpoint, options: LoadOptions, device: torch.device
+    ):
+        self.config, self.checkpoint, self.options, self.device = config, checkpoint, options, device
         self.shapes = tensors.layer_shapes(config)
         self.signs = prepare.signs(config.hidden_size).to(options.dtype)
 
     def load(self) -> Transformer:
         """Tables first: quantising the output matrix takes more memory than any layer."""
         embedding, heads, draft_head = self._tables()
-        final_norm = self.checkpoint.read(tensors.FINAL_NORM).to(self.options.dtype)
+        # a table that several share stays one
+        tables = {id(table): table for table in (embedding, *heads.values())}
+        there = {key: table.to(self.device) for key, table in tables.items()}
+        final_norm = self.checkpoint.read(tensors.FINAL_NORM).to(self.device, self.options.dtype)
         layers: dict[str, list[LayerWeights]] = {name: [] for name in self.options.sets}
         count = self.config.num_hidden_layers
         for index in track(range(count), count, f"loading {self.checkpoint.directory.name}"):
             for name, layer in self._layer(index).items():
-                layers[name].append(layer)
+                layers[name].append(layer.to(self.device))
         sets = {
             name: WeightSet(
                 tuple(layers[name]),
-                heads[name],
-                draft_head if name == "mxfp4" else None,
-                self.signs if name in self.options.rotated else None,
+                there[id(heads[name])],
+                draft_head and moved(draft_head, self.device, self.options.dtype)
+                if name == "mxfp4"
+                else None,
+                self.signs.to(self.device) if name in self.options.rotated else None,
             )
             for name in self.options.sets
         }
-        model = Transformer(self.config, embedding, final_norm, sets, dtype=self.options.dtype)
+        model = Transformer(self.config, there[id(embedding)], final_norm, sets, dtype=self.options.dtype)
         # in the order asked for: what comes first is what such a model drafts in
         model.precisions = self.options.precisions
         return model

@@ -97,6 +97,31 @@ def parse(
     )
 
 
+def parse_device(device: torch.device | str) -> torch.device:
+    """The device a model is asked for, with its number.
+
+    Raises
+    ------
+    UsageError
+        What names no device, or one that is not there.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device is {device!r}, expected 'cpu', 'cuda' or 'cuda:0'")
+    if found.type == "cpu":
+        return found
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (found.index or 0) >= count:
+        raise UsageError(
+            f"device is {str(found)!r}, and PyTorch {torch.__version__} finds {count or 'no'} GPUs",
+            "Leave it out to run on the CPU. If there is a GPU, install PyTorch's build for it.",
+        )
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+
+
 def _check_effect(option: str, given: bool, concerned: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Refuse an option about weights of which none are loaded."""
     if given and not set(sets) & set(concerned):

@@ -52,7 +52,8 @@ def allocating(explain: Callable[[], Exception]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+        told = ("DefaultCPUAllocator", "CUDA out of memory")
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in told):
             raise
         raise explain() from error
 

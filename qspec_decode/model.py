@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qspec_decode import precision as names
 from qspec_decode import rope as rotary
-from qspec_decode.cache import KVCache
+from qspec_decode.cache import KVCache, Spares
 from qspec_decode.config import ModelConfig
 from qspec_decode.replay import MAX_TOKENS
 from qspec_decode.weights import LayerWeights, Weight, WeightSet
@@ -85,6 +85,9 @@ class Transformer:
         self._rotary = RotaryEmbedding(inv_freq.to(self.device), scaling)
         self._scale = config.head_dim**-0.5
         self._ones = torch.ones_like(final_norm)
+        self._spares = Spares()
+        self.graphs: Any = None
+        """Captured rounds over this model (`graphs.pool.Runners`), once there are any."""
         self._mask = None
         if config.num_real_tokens is not None:
             # added to the logits: ids that stand for nothing are never chosen
@@ -108,6 +111,7 @@ class Transformer:
             config.head_dim,
             torch.float64 if self.dtype == torch.float64 else dtype,
             self.device,
+            spares=self._spares,
             replayed=self.device.type == "cpu" and self.dtype == torch.float32 and isa() != "torch",
         )
 
@@ -121,6 +125,7 @@ class Transformer:
         *,
         logits_at: Int[Tensor, " wanted"] | None = None,
         draft_head: bool = False,
+        phase: str = "decode",
     ) -> Float[Tensor, "wanted vocab"]:
         """Logits of the next token after each token of a flat batch; see `protocol.Model.forward`.
 
@@ -139,7 +144,7 @@ class Transformer:
         def compute(ids: Tensor, rows: Tensor, positions: Tensor, logits_at: Tensor | None = None) -> Tensor:
             x = self._embed(ids, weights, precision)
             for index, layer in enumerate(weights.layers):
-                x = self._layer(index, layer, x, (rows, positions), cache, weights, act)
+                x = self._layer(index, layer, x, (rows, positions), cache, weights, act, phase)
             if logits_at is not None:
                 x = embedding(x, logits_at, dtype=self.dtype)
             return self._logits(x, weights, act, draft_head)
@@ -174,9 +179,10 @@ class Transformer:
         cache: KVCache,
         weights: WeightSet,
         act: str,
+        phase: str,
     ) -> Tensor:
         config = self.config
-        qkv = self._normed_linear(x, layer.input_norm, layer.qkv, layer.qkv_bias, act)
+        qkv = self._normed_linear(x, layer.input_norm, layer.qkv, layer.qkv_bias, act, phase)
         norm = None
         if layer.q_norm is not None and layer.k_norm is not None:
             norm = HeadNorm(layer.q_norm, layer.k_norm, config.rms_norm_eps)
@@ -186,20 +192,20 @@ class Transformer:
         h = h.view(len(x), config.q_size)
         if weights.signs is not None:
             h = _rotated(h, config.heads_block, layer.o, act)
-        x = linear(h, layer.o, layer.o_bias, act=_act(h, layer.o, act), residual=x)
+        x = linear(h, layer.o, layer.o_bias, act=_act(h, layer.o, act), residual=x, phase=phase)
 
-        h = self._normed_linear(x, layer.post_norm, layer.gate_up, layer.gate_up_bias, act)
+        h = self._normed_linear(x, layer.post_norm, layer.gate_up, layer.gate_up_bias, act, phase)
         block = None if weights.signs is None else config.intermediate_block
         h = _gated(h, block, layer.down, act)
-        return linear(h, layer.down, layer.down_bias, act=_act(h, layer.down, act), residual=x)
+        return linear(h, layer.down, layer.down_bias, act=_act(h, layer.down, act), residual=x, phase=phase)
 
     def _normed_linear(
-        self, x: Tensor, gain: Tensor, weight: Weight, bias: Tensor | None, act: str
+        self, x: Tensor, gain: Tensor, weight: Weight, bias: Tensor | None, act: str, phase: str
     ) -> Tensor:
         eps, quantization = self.config.rms_norm_eps, _quantization(weight, act)
         if quantization is None:
-            return linear(rmsnorm(x, gain, eps), weight, bias)
-        return linear(rmsnorm_quantize_act(x, gain, eps, **quantization), weight, bias)
+            return linear(rmsnorm(x, gain, eps), weight, bias, phase=phase)
+        return linear(rmsnorm_quantize_act(x, gain, eps, **quantization), weight, bias, phase=phase)
 
     def _logits(self, x: Tensor, weights: WeightSet, act: str, draft_head: bool) -> Tensor:
         gain, eps = self.final_norm, self.config.rms_norm_eps

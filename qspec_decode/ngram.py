@@ -33,8 +33,8 @@ class NgramLevel:
         self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"], counts: Int64[Tensor, " rows"]
     ) -> Proposal:
         """A row without an earlier occurrence gets no proposal."""
-        ids = torch.zeros(len(rows), int(counts.max()), dtype=torch.int64)
-        num_tokens = torch.zeros(len(rows), dtype=torch.int64)
+        ids = lengths.new_zeros(len(rows), int(counts.max()))
+        num_tokens = torch.zeros_like(lengths)
         for i, (row, length, count) in enumerate(
             zip(rows.tolist(), lengths.tolist(), counts.tolist(), strict=True)
         ):

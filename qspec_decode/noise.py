@@ -109,9 +109,20 @@ def uniform(
     The four words are absorbed one after the other into a 64-bit state, each followed by the
     finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which is a bijection.
     """
+    return uniform_of(stream(seeds, level, purpose), positions)
+
+
+def stream(seeds: Int64[Tensor, "rows 2"], level: int, purpose: Purpose) -> Int64[Tensor, "rows 1"]:
+    """What `uniform` makes of all but the positions."""
     state = _mix(seeds[:, :1] + _GOLDEN)
     state = _mix((state ^ seeds[:, 1:]) + _GOLDEN)
-    state = _mix((state ^ (2 * level + int(purpose))) + _GOLDEN)
+    return _mix((state ^ (2 * level + int(purpose))) + _GOLDEN)
+
+
+def uniform_of(
+    state: Int64[Tensor, "*s rows 1"], positions: Int64[Tensor, "rows n"]
+) -> Float64[Tensor, "*s rows n"]:
+    """The numbers of one or more streams at these positions."""
     state = _mix((state ^ positions) + _GOLDEN)
     return ((state >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 

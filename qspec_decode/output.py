@@ -53,6 +53,8 @@ class DecodingOutput:
         Forward passes of the target after the prefill.
     prefill_seconds, decode_seconds
         The prefill yields each row's first token, so decoding makes one token less.
+    graph_bytes
+        Memory of the device that captured rounds hold with their caches; None if ops ran one by one.
     """
 
     sequences: list[Int64[Tensor, " _"]]
@@ -65,6 +67,7 @@ class DecodingOutput:
     num_target_steps: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    graph_bytes: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -91,4 +94,5 @@ class DecodingOutput:
             "prefill_seconds": self.prefill_seconds,
             "decode_seconds": self.decode_seconds,
             "tokens_per_second": self.tokens_per_second,
+            "graph_bytes": self.graph_bytes,
         }

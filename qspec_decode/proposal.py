@@ -12,11 +12,20 @@ from qspec_decode.tokens import TokenBuffer
 
 @dataclass
 class Run:
-    """What all levels of one call share."""
+    """What all levels of one call share.
+
+    `spare` positions at the end of the buffer, and of every cache, are for tokens that no one looks at.
+    """
 
     buffer: TokenBuffer
     seeds: Int64[Tensor, "batch 2"]
     sampling: SamplingParams
+    spare: int = 0
+
+    @property
+    def capacity(self) -> int:
+        """Longest row."""
+        return self.buffer.ids.shape[1] - self.spare
 
 
 @dataclass(frozen=True)

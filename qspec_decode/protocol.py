@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -24,7 +25,8 @@ class Model(Protocol):
     names that `forward` accepts, the default of a draft first, `eos_token_ids` the ids that end a text.
 
     A model may also have `vocabulary`, a digest of its tokenizer's tokens and ids: two models with equal
-    ones can draft for each other even if the widths of their logits differ.
+    ones can draft for each other even if the widths of their logits differ. And it may have `device`, where
+    it takes ids and returns logits; without it that is the CPU.
     """
 
     @property
@@ -40,7 +42,10 @@ class Model(Protocol):
     def precisions(self) -> tuple[str, ...]: ...
 
     def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
-        """Memory for `batch_size` sequences of up to `capacity` positions."""
+        """Memory for `batch_size` sequences of up to `capacity` positions.
+
+        Rounds of fixed shapes ask for a few more than `max_positions`; what stands there is not looked at.
+        """
         ...
 
     def forward(
@@ -54,13 +59,28 @@ class Model(Protocol):
         *,
         logits_at: Tensor | None = None,
         draft_head: bool = False,
+        phase: str = "decode",
     ) -> Tensor:
         """Run a flat batch of tokens: token t is `ids[t]` at `positions[t]` of sequence `rows[t]`.
 
         Any number of tokens of any rows, positions ascending within a row; each sees the tokens
         before it in its row, from the cache or from this call. Returns next-token logits
         [len(logits_at) or T, vocab_size] in float32, with -inf for ids that cannot be drawn.
-        `draft_head` allows a cheaper output matrix where the precision has one. The logits are good until
-        the next pass over the same cache.
+        `draft_head` allows a cheaper output matrix where the precision has one. `phase` is "prefill" for
+        passes over whole prompts, which may use other kernels and then sum in another order; plain decoding
+        and speculation make the same passes in it. The logits are good until the next pass over the same
+        cache.
         """
         ...
+
+
+def give_back(cache: Cache) -> None:
+    """Tell a cache that its use has ended, if it wants to know."""
+    end = getattr(cache, "give_back", None)
+    if end is not None:
+        end()
+
+
+def device_of(model: Model) -> torch.device:
+    """Where a model takes ids and returns logits."""
+    return getattr(model, "device", torch.device("cpu"))

@@ -107,16 +107,17 @@ def most_probable(logits: Float[Tensor, "*n vocab"]) -> Int64[Tensor, "*n"]:
         As `probabilities`.
     """
     ids = argmax(logits)
-    _refuse(ids < 0)
+    if bool((ids < 0).any()):
+        raise not_finite()
     return ids
 
 
-def _refuse(rows: Tensor) -> None:
-    if bool(rows.any()):
-        raise QSpecError(
-            "the model returned logits that are NaN or without a finite maximum; expected finite ones",
-            "Look for weights that are not finite or that overflow, or run the target in another precision.",
-        )
+def not_finite() -> QSpecError:
+    """The error of logits that no token can be chosen from."""
+    return QSpecError(
+        "the model returned logits that are NaN or without a finite maximum; expected finite ones",
+        "Look for weights that are not finite or that overflow, or run the target in another precision.",
+    )
 
 
 def probabilities(logits: Float[Tensor, "*n vocab"], params: SamplingParams) -> Float[Tensor, "*n vocab"]:
@@ -129,11 +130,20 @@ def probabilities(logits: Float[Tensor, "*n vocab"], params: SamplingParams) -> 
     QSpecError
         Logits with a NaN, or without a finite maximum: there is no distribution to draw from.
     """
+    probs = unchecked_probabilities(logits, params)
+    if bool(probs[..., 0].isnan().any()):
+        raise not_finite()
+    return probs
+
+
+def unchecked_probabilities(
+    logits: Float[Tensor, "*n vocab"], params: SamplingParams
+) -> Float[Tensor, "*n vocab"]:
+    """`probabilities` without waiting for the device: NaN where it would raise, from which -1 is drawn."""
     if 0 < params.top_k < logits.shape[-1]:
         kth = logits.topk(params.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     probs = softmax(logits, params.temperature)
-    _refuse(probs[..., 0].isnan())
     if params.top_p < 1:
         ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1, dtype=torch.float64) - ordered

@@ -77,12 +77,13 @@ class Aligned:
         *,
         logits_at: Tensor | None = None,
         draft_head: bool = False,
+        phase: str = "decode",
     ) -> Tensor:
         """As `protocol.Model.forward`."""
         # An id beyond this model's table is padding or a token that only the target has. The last id stands
         # in for it: what is drafted behind it is verified like every draft, so only acceptance can suffer.
         known = ids.clamp(max=self._model.vocab_size - 1)
         logits = self._model.forward(
-            known, rows, positions, cache, precision, logits_at=logits_at, draft_head=draft_head
+            known, rows, positions, cache, precision, logits_at=logits_at, draft_head=draft_head, phase=phase
         )
         return pad(logits, (0, self.vocab_size - logits.shape[-1]), value=-torch.inf)

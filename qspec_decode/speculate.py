@@ -1,19 +1,21 @@
 """Lossless speculative decoding by a ladder of levels (QSpec, arXiv 2410.11305; ML-SpecQD, 2503.13565)."""
 
-import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from qspec_decode import ladder, request
+from qspec_decode import ladder, loop, request
 from qspec_decode.accept import greedy, standard
+from qspec_decode.graphs import pool
+from qspec_decode.graphs.runner import Runner
 from qspec_decode.ladder import Draft, SpeculativeConfig
-from qspec_decode.levels import Emission
-from qspec_decode.noise import Seed, row_seeds
+from qspec_decode.levels import ModelLevel
+from qspec_decode.noise import RowSeed, Seed, row_seeds
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.proposal import Run
-from qspec_decode.protocol import Model
+from qspec_decode.protocol import Model, device_of
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.tokens import TokenBuffer
 from qspec_kernels import exclusive_threads
@@ -37,6 +39,7 @@ def speculate(
     seed: Seed = None,
     eos_token_id: int | Sequence[int] | None = None,
     num_speculative_tokens: int | Sequence[int] | None = None,
+    enforce_eager: bool | None = None,
 ) -> DecodingOutput:
     """Decode with drafts: the target's own text, sooner.
 
@@ -76,32 +79,21 @@ def speculate(
             "eos_token_id": eos_token_id,
         },
     )
-    config = ladder.configured(config, num_speculative_tokens)
+    config = ladder.configured(config, num_speculative_tokens, enforce_eager)
     precision = request.loaded_precision(model, target)
     drafts = ladder.as_list(draft, precision)
     prompts = request.prompts(model, input_ids, attention_mask)
     eos = request.eos_ids(model, params)
     pairs = row_seeds(params.seed, len(prompts))
 
-    capacity = min(max(map(len, prompts)) + params.max_new_tokens, model.max_positions)
-    run = Run(TokenBuffer(prompts, capacity), torch.tensor(pairs), params)
-    top = ladder.build(run, model, precision, drafts, config)
-    rows = _Rows(prompts, params.max_new_tokens, model.max_positions, eos)
-
-    began = time.perf_counter()
-    # one token without a draft: its forward pass is the prefill
-    everyone = torch.arange(len(prompts))
-    rows.commit(everyone, top.round(everyone, rows.lengths, torch.ones_like(everyone)), streamer)
-    if rows.active.numel():
-        top.prefill(rows.active, rows.lengths[rows.active])
-    prefill_seconds = time.perf_counter() - began
-    num_rounds = 0
-    while rows.active.numel():
-        active = rows.active
-        rows.commit(active, top.round(active, rows.lengths[active], rows.limits[active]), streamer)
-        num_rounds += 1
-    if streamer:
-        streamer.end()
+    wanted = pool.Wanted(model, precision, drafts, config, params, eos)
+    rows = loop.Rows(prompts, params.max_new_tokens, model.max_positions, eos)
+    with rounds(wanted, prompts, pairs) as top:
+        course = loop.run(top, rows, streamer)
+        levels = list(top.all_stats())
+        graph_bytes = top.num_bytes if isinstance(top, Runner) else None
+        if isinstance(top, ModelLevel):
+            top.give_back()
     return DecodingOutput(
         sequences=[torch.tensor(p + t) for p, t in zip(prompts, rows.token_ids, strict=True)],
         token_ids=rows.token_ids,
@@ -109,58 +101,23 @@ def speculate(
         lossless=greedy.LOSSLESS if params.greedy else standard.LOSSLESS,
         reference=precision,
         seeds=pairs,
-        levels=list(top.all_stats()),
-        num_target_steps=num_rounds,
-        prefill_seconds=prefill_seconds,
-        decode_seconds=time.perf_counter() - began - prefill_seconds,
+        levels=levels,
+        num_target_steps=course.num_rounds,
+        prefill_seconds=course.prefill_seconds,
+        decode_seconds=course.decode_seconds,
+        graph_bytes=graph_bytes,
     )
 
 
-class _Rows:
-    """Where every row stands: its committed length, its new tokens, and whether it goes on.
-
-    Parameters
-    ----------
-    prompts
-        Ids of each row's prompt.
-    max_new_tokens, max_positions
-        A row ends at whichever comes first: so many new tokens, or so many in all.
-    eos
-        Ids that end a row.
-    """
-
-    def __init__(
-        self, prompts: list[list[int]], max_new_tokens: int, max_positions: int, eos: frozenset[int]
-    ):
-        self._eos = eos
-        self._ends = torch.tensor([min(len(p) + max_new_tokens, max_positions) for p in prompts])
-        self.lengths = torch.tensor([len(p) for p in prompts])
-        self.active = torch.arange(len(prompts))
-        self.token_ids: list[list[int]] = [[] for _ in prompts]
-        self.finish_reasons = [""] * len(prompts)
-
-    @property
-    def limits(self) -> Tensor:
-        """How many more tokens each row may get."""
-        return self._ends - self.lengths
-
-    def commit(self, rows: Tensor, emission: Emission, streamer: Streamer | None) -> None:
-        """Take over a round's tokens, cut behind an end-of-text id, and retire finished rows."""
-        self.lengths[rows] += emission.num_tokens
-        counts, accepted = emission.num_tokens.tolist(), emission.num_accepted_tokens.tolist()
-        new_tokens = []
-        for row, ids, count in zip(rows.tolist(), emission.ids.tolist(), counts, strict=True):
-            ids = ids[:count]
-            stop = next((i for i, token in enumerate(ids) if token in self._eos), None)
-            if stop is not None:
-                ids = ids[: stop + 1]
-                self.finish_reasons[row] = "stop"
-            elif self.lengths[row] == self._ends[row]:
-                self.finish_reasons[row] = "length"
-            self.token_ids[row] += ids
-            new_tokens.append(ids)
-        if streamer:
-            streamer.put(rows.tolist(), new_tokens, emission.num_draft_tokens.tolist(), accepted)
-        self.active = torch.tensor(
-            [row for row in self.active.tolist() if not self.finish_reasons[row]], dtype=torch.int64
-        )
+def rounds(
+    wanted: pool.Wanted, prompts: list[list[int]], seeds: list[RowSeed]
+) -> AbstractContextManager[loop.Rounds]:
+    """What decodes a call: rounds that have been captured, or levels that run op by op."""
+    model = wanted.model
+    capacity = min(max(map(len, prompts)) + wanted.sampling.max_new_tokens, model.max_positions)
+    if pool.captures(wanted):
+        return pool.runner(wanted, prompts, seeds, capacity)
+    device = device_of(model)
+    run = Run(TokenBuffer(prompts, capacity, device), torch.tensor(seeds).to(device), wanted.sampling)
+    top = ladder.build(run, model, wanted.target, wanted.drafts, wanted.config)
+    return nullcontext(top if device.type == "cpu" else loop.OnDevice(top, device))

@@ -37,12 +37,15 @@ class TokenBuffer:
         Ids of each row's prompt.
     capacity
         Longest row ever held.
+    device
+        Where the model is.
     """
 
-    def __init__(self, prompts: list[list[int]], capacity: int):
-        self.ids = torch.zeros(len(prompts), capacity, dtype=torch.int64)
+    def __init__(self, prompts: list[list[int]], capacity: int, device: torch.device | str = "cpu"):
+        ids = torch.zeros(len(prompts), capacity, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
-            self.ids[row, : len(prompt)] = torch.tensor(prompt)
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+        self.ids = ids.to(device)
 
     def write(
         self, rows: Int64[Tensor, " n"], positions: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]
@@ -64,7 +67,9 @@ class TokenBuffer:
         counts = ends - starts
         firsts = counts.cumsum(0) - counts
         flat_rows = rows.repeat_interleave(counts)
-        positions = torch.arange(len(flat_rows)) + (starts - firsts).repeat_interleave(counts)
+        positions = torch.arange(len(flat_rows), device=rows.device) + (starts - firsts).repeat_interleave(
+            counts
+        )
         logits_at = None
         if not torch.equal(starts, wanted):
             logits_at = (positions >= wanted.repeat_interleave(counts)).nonzero()[:, 0]

@@ -1,12 +1,15 @@
 """`WeightSet`: one version of a model's weights. A model holds several over one embedding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from qspec_kernels import PackedWeight
+from qspec_kernels import PackedWeight, to_device_layout
 
 Weight = Tensor | PackedWeight
+_Weight = TypeVar("_Weight", Tensor, PackedWeight, None)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,12 @@ class LayerWeights:
     down_bias: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+
+    def to(self, device: torch.device) -> "LayerWeights":
+        """The same on a device; what is packed, in the byte order of its kernels."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        dtype = self.input_norm.dtype
+        return LayerWeights(**{name: moved(value, device, dtype) for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,14 @@ class WeightSet:
         """Bytes that one token's forward reads: the layers' matrices and `head`."""
         matrices = [w for layer in self.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
         return sum(weight_bytes(w) for w in (*matrices, self.head))
+
+
+def moved(weight: _Weight, device: torch.device, dtype: torch.dtype) -> _Weight:
+    """A weight on a device, if there is one; packed, in the byte order of its kernels for `dtype`."""
+    if isinstance(weight, PackedWeight) and weight.device != device:
+        # float64 is computed by plain torch everywhere, which reads the canonical order
+        return weight.to(device) if dtype == torch.float64 else to_device_layout(weight, device)
+    return weight.to(device) if isinstance(weight, Tensor) else weight
 
 
 def weight_bytes(weight: Weight) -> int:

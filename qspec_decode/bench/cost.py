@@ -1,12 +1,4 @@
-"""The cost model: what a ladder gains, from what single passes cost and how often drafts stand.
-
-Time is passes and nothing else here: a ladder that is slower than this says spends time beside them.
-"""
-
-from collections.abc import Sequence
-from itertools import pairwise
-
-from qspec_decode.stats import SpecDecodingStats
+"""The cost model: what a ladder gains, from what single passes cost and how often drafts stand."""
 
 
 def expected_tokens(alpha: float, k: int) -> float:
@@ -32,34 +24,18 @@ def expected_speedup(alpha: float, k: int, c: float, v: float) -> float:
     return expected_tokens(alpha, k) / (k * c + v)
 
 
-def rounds_by_width(levels: Sequence[SpecDecodingStats], num_decoded: int) -> list[list[int]]:
-    """Per level from the target down, how many of its passes verified 0, 1, 2, ... drafts.
-
-    The last entry is the level that nobody drafts for. One sequence's passes; those of a batch are summed
-    over its rows.
+def between(points: dict[int, float], at: int) -> float:
+    """The value at `at`, on straight lines between known points; beyond the outermost two on their line.
 
     Parameters
     ----------
-    levels
-        What every draft level did, the one next to the target first.
-    num_decoded
-        Tokens that the target committed after the prefill.
+    points
+        Value by place, in any order; one at least.
     """
-    counts, emitted = [], num_decoded
-    for level in levels:
-        # every pass commits the drafts that stood and one token more
-        num_passes = emitted - level.num_accepted_tokens
-        at_least = [num_passes, *level.num_draft_tokens_per_pos, 0]
-        counts.append([more - fewer for more, fewer in pairwise(at_least)])
-        emitted = level.num_draft_tokens
-    return [*counts, [emitted]]
-
-
-def seconds_of(rounds: Sequence[Sequence[int]], seconds: Sequence[Sequence[float]]) -> float:
-    """What those passes take, if `seconds[level][k]` is one of them that verifies `k` drafts."""
-    return sum(
-        count * cost
-        for counts, costs in zip(rounds, seconds, strict=True)
-        for count, cost in zip(counts, costs, strict=False)
-        if count
-    )
+    places = sorted(points)
+    if len(places) == 1:
+        return points[places[0]]
+    upper = next((i for i, place in enumerate(places[1:], 1) if place >= at), len(places) - 1)
+    low, high = places[upper - 1], places[upper]
+    share = (at - low) / (high - low)
+    return points[low] + share * (points[high] - points[low])

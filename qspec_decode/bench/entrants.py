@@ -12,6 +12,7 @@ from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput
 from qspec_decode.precision import canonical
+from qspec_decode.protocol import Model
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.speculate import speculate
 from qspec_kernels import UsageError
@@ -52,8 +53,8 @@ class Ours:
     """
 
     contender: Contender
-    model: Transformer
-    small: Transformer | None = None
+    model: Model
+    small: Model | None = None
     num_speculative_tokens: tuple[int, ...] = ()
 
     @property
@@ -83,6 +84,8 @@ class Ours:
             if name == "ngram":
                 levels.append([])
             elif name == "small":
+                # behind drafts that all stood it first reads the last of them, in a cache of its own
+                widths = range(1, max(2, k + 1) + 1)
                 levels.append([Pass("small", "bf16", width, draft=True) for width in widths])
             else:
                 drafts = depth > 0 and canonical(name) != target

@@ -1,7 +1,8 @@
 """`write_gguf`: a checkpoint directory as a GGUF file, for llama.cpp to run the same weights.
 
 Matrices are bf16 as in the checkpoint, or Q4_0 throughout, the output matrix included, which is the fastest
-that llama.cpp has for them. Needs the package `gguf`.
+that llama.cpp has for them. Rows of the tables that stand for no token are zero: llama.cpp masks nothing, and
+would draft what they repeat. Needs the package `gguf`.
 """
 
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def write_gguf(directory: str | Path, out: str | Path, weights: str) -> Path:
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config)
-    _add_tokenizer(writer, source, config)
+    num_tokens = _add_tokenizer(writer, source, config)
     plan = list(_plan(config))
     for name, _, shape in plan:
         if len(shape) == 1:
@@ -84,7 +85,7 @@ def write_gguf(directory: str | Path, out: str | Path, weights: str) -> Path:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for _, key, _ in track(plan, len(plan), f"writing {target.name}"):
-            writer.write_tensor_data(_content(checkpoint, config, key, kind))
+            writer.write_tensor_data(_content(checkpoint, config, key, kind, num_tokens))
     finally:
         writer.close()
     return target
@@ -123,14 +124,17 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: ModelConfig) -> None:
-    """A byte-level BPE with its merges; of any other tokenizer only how many ids there are."""
+def _add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: ModelConfig) -> int:
+    """A byte-level BPE with its merges; of any other tokenizer only how many ids there are.
+
+    Returns how many of them may stand for a token.
+    """
     path = directory / "tokenizer.json"
     content: dict[str, Any] = configs.read_json(path) if path.exists() else {}
     model = content.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback") or not model.get("merges"):
         writer.add_tokenizer_model("none")
-        return
+        return config.vocab_size
     texts = [f"[PAD{i}]" for i in range(config.vocab_size)]
     types = [gguf.TokenType.UNUSED] * config.vocab_size
     for text, index in model["vocab"].items():
@@ -147,6 +151,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: ModelConfig
     writer.add_add_bos_token(False)
     for eos in config.eos_token_ids[:1]:
         writer.add_eos_token_id(eos)
+    return max(index for index, kind in enumerate(types) if kind != gguf.TokenType.UNUSED) + 1
 
 
 def _plan(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -166,10 +171,14 @@ def _plan(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
             yield f"blk.{layer}.{known}.{'bias' if kind == 'bias' else 'weight'}", name, shapes[name]
 
 
-def _content(checkpoint: Checkpoint, config: ModelConfig, name: str, kind: gguf.GGMLQuantizationType) -> Any:
+def _content(
+    checkpoint: Checkpoint, config: ModelConfig, name: str, kind: gguf.GGMLQuantizationType, num_tokens: int
+) -> Any:
     if not name:
         return _stretch(config).numpy()
     tensor = checkpoint.read(name)
+    if name in (tensors.EMBEDDING, tensors.HEAD) and num_tokens < len(tensor):
+        tensor[num_tokens:] = 0
     module = name.split(".")[-2]
     if _ARCHITECTURES[config.model_type] == "llama" and module in ("q_proj", "k_proj"):
         heads = config.num_attention_heads if module == "q_proj" else config.num_key_value_heads

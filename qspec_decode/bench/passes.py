@@ -35,12 +35,15 @@ class Pass:
         Tokens per row: 1 in a step, K + 1 in the verification of K drafts.
     draft
         Whether the output matrix of drafts is used.
+    rows
+        How many of the batch's rows are in it; None for all.
     """
 
     owner: str
     precision: str
     width: int = 1
     draft: bool = False
+    rows: int | None = None
 
 
 class Warm:
@@ -67,7 +70,9 @@ class Warm:
     def forward(self, kind: Pass) -> torch.Tensor:
         """Logits of the tokens at `position` and behind it."""
         inputs = self._inputs[kind.width]
-        return self.model.forward(*inputs, self.cache, kind.precision, draft_head=kind.draft)
+        tokens = None if kind.rows is None else kind.rows * kind.width
+        ids, rows, positions = (tensor[:tokens] for tensor in inputs)
+        return self.model.forward(ids, rows, positions, self.cache, kind.precision, draft_head=kind.draft)
 
     def program(self, kind: Pass) -> Program | None:
         """What such a pass replays; None where passes are not recorded."""
@@ -89,8 +94,6 @@ def time_passes(
 ) -> tuple[dict[Pass, Spread], Spread | None]:
     """(seconds of every kind of pass, bytes that `reading` reads per second), measured in turns.
 
-    The choice of the most probable tokens belongs to a pass: it ends every one of greedy decoding.
-
     Parameters
     ----------
     seconds
@@ -98,9 +101,7 @@ def time_passes(
     reading
         The memory bound, which takes turns with them; None where there are no native kernels.
     """
-    timed = [
-        Timed(lambda warm=models[kind.owner], kind=kind: most_probable(warm.forward(kind))) for kind in kinds
-    ]
+    timed = [Timed(lambda warm=models[kind.owner], kind=kind: warm.forward(kind)) for kind in kinds]
     found = interleave([*timed, *([reading.timed] if reading else [])], seconds)
     bandwidth = None
     if reading:

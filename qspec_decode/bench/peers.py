@@ -1,24 +1,29 @@
-"""Other programs that decode the same weights: transformers, and llama.cpp through its Python package.
+"""Other programs that decode the same weights: transformers, llama.cpp, and llama.cpp's own speculation.
 
-Both use as many threads as the kernels here, get prompts as ids, and are timed from the first new token on.
+They use as many threads as the kernels here, get prompts as ids, and are timed from the first new token on.
 """
 
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qspec_decode.bench.contenders import Contender
 from qspec_decode.bench.entrants import Entrant, peer_output
 from qspec_decode.bench.llama_cpp_peer import LlamaCpp
+from qspec_decode.bench.llama_server_peer import PROGRAM, LlamaServer, find_server
 from qspec_decode.output import DecodingOutput
 from qspec_kernels import QSpecError, UsageError, num_threads
 
 _NEEDS = {
     "transformers": (("transformers",), "Install it: pip install 'qspec[hf]'."),
     "llama.cpp": (("llama_cpp", "gguf"), "Install them: pip install 'qspec[bench]'."),
+    PROGRAM: (("gguf",), "Install it: pip install gguf."),
 }
 NAMES = tuple(_NEEDS)
 
@@ -67,8 +72,53 @@ class _Clock:
         pass
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The weights that everyone decodes, for those who read them from files.
+
+    Parameters
+    ----------
+    checkpoint, small
+        Give the directories of the model and of its sibling, written when they are first needed; the
+        sibling's is None where there is none.
+    scratch
+        Where GGUF files are written.
+    """
+
+    checkpoint: Callable[[], Path]
+    small: Callable[[], Path | None]
+    scratch: Path
+
+    def gguf(self, kind: str) -> Path:
+        """The model as "bf16" or "q4_0"."""
+        return self._written(self.checkpoint(), kind, kind)
+
+    def small_gguf(self) -> Path:
+        """The sibling in bf16.
+
+        Raises
+        ------
+        UsageError
+            If there is none.
+        """
+        directory = self.small()
+        if directory is None:
+            raise UsageError(f"{PROGRAM} drafts with the demo's sibling, and another model was named")
+        return self._written(directory, "small", "bf16")
+
+    def _written(self, directory: Path, name: str, kind: str) -> Path:
+        from qspec_decode.bench.gguf_file import write_gguf
+
+        path = self.scratch / f"{name}.gguf"
+        return path if path.exists() else write_gguf(directory, path, kind)
+
+
 def open_peers(
-    names: Sequence[str] | None, checkpoint: Callable[[], Path], scratch: Path, say: Callable[[str], None]
+    names: Sequence[str] | None,
+    weights: Weights,
+    server: str | None,
+    closing: ExitStack,
+    say: Callable[[str], None],
 ) -> tuple[list[Entrant], list[dict[str, str]]]:
     """(peers that are ready, {"peer", "reason"} of those that are not).
 
@@ -76,10 +126,10 @@ def open_peers(
     ----------
     names
         Peers that must run; None for those that can.
-    checkpoint
-        Gives the directory of the weights, written when it is first needed.
-    scratch
-        Where GGUF files are written.
+    server
+        Where llama.cpp's server is, if that was said.
+    closing
+        Ends what was started.
 
     Raises
     ------
@@ -90,9 +140,9 @@ def open_peers(
     skipped = []
     for name in NAMES if names is None else names:
         try:
-            _check_installed(name)
+            _check_installed(name, server)
             say(f"preparing {name} ...")
-            peers += _open(name, checkpoint(), scratch)
+            peers += _open(name, weights, server, closing)
         except QSpecError as error:
             if names is not None:
                 raise
@@ -100,28 +150,34 @@ def open_peers(
     return peers, skipped
 
 
-def check_names(names: Sequence[str] | None) -> None:
-    """Raise a `UsageError` for peers that there are not or that cannot be imported."""
+def check_names(names: Sequence[str] | None, server: str | None) -> None:
+    """Raise a `UsageError` for peers that there are not or that are not installed."""
     for name in names or ():
         if name not in _NEEDS:
-            raise UsageError(f"--peers has {name!r}, expected {' or '.join(NAMES)}")
-        _check_installed(name)
+            *others, last = NAMES
+            raise UsageError(f"--peers has {name!r}, expected {', '.join(others)} or {last}")
+        _check_installed(name, server)
+    if server is not None:
+        find_server(server)
 
 
-def _check_installed(name: str) -> None:
+def _check_installed(name: str, server: str | None) -> None:
     modules, hint = _NEEDS[name]
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise UsageError(f"{name} cannot run without {' and '.join(missing)}, not installed here", hint)
+    if name == PROGRAM:
+        find_server(server)
 
 
-def _open(name: str, directory: Path, scratch: Path) -> list[Entrant]:
+def _open(name: str, weights: Weights, server: str | None, closing: ExitStack) -> list[Entrant]:
     if name == "transformers":
-        return [Transformers(directory)]
-    from qspec_decode.bench.gguf_file import write_gguf
-
-    files = {weights: scratch / f"{weights}.gguf" for weights in ("bf16", "q4_0")}
-    return [
-        LlamaCpp(write_gguf(directory, path, weights), weights, num_threads())
-        for weights, path in files.items()
-    ]
+        return [Transformers(weights.checkpoint())]
+    if name == PROGRAM:
+        program = find_server(server)
+        (k,) = Contender("bf16", ("small",)).num_speculative_tokens
+        draft = weights.small_gguf()
+        peer = LlamaServer(program, weights.gguf("bf16"), draft, k, num_threads())
+        closing.callback(peer.close)
+        return [peer]
+    return [LlamaCpp(weights.gguf(kind), kind, num_threads()) for kind in ("bf16", "q4_0")]

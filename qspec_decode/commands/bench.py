@@ -1,6 +1,7 @@
 """`qspec bench`, and `qspec bench kernels`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from qspec_decode.commands.outcome import note
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 app = typer.Typer(
@@ -47,10 +49,8 @@ def kernels(
     Before anything is timed its result is checked.
     """
     from qspec_decode.bench import kernels as bench
-    from qspec_kernels import UsageError
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json names {json_file}, whose directory does not exist", "Make it first.")
+    check_file(json_file)
     request = bench.Request(
         bench.DEFAULT_OPS if ops is None else split_names(ops),
         bench.SHAPES if shapes is None else split_names(shapes),
@@ -59,15 +59,25 @@ def kernels(
     )
     document = bench.run(request)
     if json_file is not None:
-        json_file.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
-        note(f"written to {json_file}")
+        write_file(json_file, document)
         return
-    from rich.console import Console
-
-    # a narrower terminal breaks lines where a narrower table would leave out figures
-    console = Console(width=max(Console().width, 124), highlight=False)
+    console = wide_console(124)
     console.print(_head(document))
     console.print(_table(document["rows"]))
+
+
+def check_file(path: Path | None) -> None:
+    """Raise a UsageError where the file that `--json` names cannot be made, before anything is measured."""
+    from qspec_kernels import UsageError
+
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"--json names {path}, whose directory does not exist", "Make it first.")
+
+
+def write_file(path: Path, document: dict[str, Any]) -> None:
+    """Write everything that was measured."""
+    path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
+    note(f"written to {path}")
 
 
 def split_names(text: str) -> list[str]:
@@ -102,27 +112,46 @@ def _head(document: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("op", "shape"):
-        table.add_column(column, no_wrap=True)
-    for column in ("M", "us", "quartiles", "GB/s", "GFLOPS", "of the bound"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = new_table(("op", "shape"), ("M", "us", "quartiles", "GB/s", "GFLOPS", "of the bound"))
     for row in rows:
-        us, fraction = row["us"], row["fraction_of_bound"]
+        fraction = row["fraction_of_bound"]
         table.add_row(
             row["op"],
             row["shape"],
             str(row["m"]),
-            number(us["median"]),
-            f"{number(us['low'])} to {number(us['high'])}",
+            *times(row["us"]),
             f"{row['gb_per_second']:.1f}",
             f"{row['gflops']:.1f}",
             "" if fraction is None else f"{fraction:.2f} of {row['bound']}",
             style="dim" if row["peer"] else None,
         )
     return table
+
+
+def wide_console(least: int, *, stderr: bool = False) -> "Console":
+    """A terminal; a narrower one breaks lines where a narrower table would leave out figures."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=max(Console(stderr=stderr).width, least), highlight=False)
+
+
+def new_table(left: Sequence[str], right: Sequence[str], last: Sequence[str] = ()) -> "Table":
+    """A table with columns of words, of figures, and of words that may take several lines."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in left:
+        table.add_column(column, no_wrap=True)
+    for column in right:
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in last:
+        table.add_column(column)
+    return table
+
+
+def times(us: dict[str, float]) -> tuple[str, str]:
+    """Median and quartiles, as two cells."""
+    return number(us["median"]), f"{number(us['low'])} to {number(us['high'])}"
 
 
 def number(value: float) -> str:

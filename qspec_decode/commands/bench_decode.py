@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,14 @@ def decode(
     peers: Annotated[
         str | None,
         typer.Option(
-            help="Other programs: transformers, llama.cpp, or none; otherwise those that are installed."
+            help="Other programs: transformers, llama.cpp, llama-server, or none; otherwise those installed."
+        ),
+    ] = None,
+    llama_server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="llama.cpp's server; otherwise the one that QSPEC_LLAMA_SERVER names, or that is on PATH.",
         ),
     ] = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts; 16 give figures of record.")] = 16,
@@ -65,18 +73,20 @@ def decode(
     if model != "demo" and scale is not None:
         raise UsageError(f"--scale {scale} is about the demo model, and {model} was named", "Leave one out.")
     names = _names(peers)
-    others.check_names(names)
+    others.check_names(names, llama_server)
     batches = _integers("--batch", batch, 64)
     counts = () if num_speculative_tokens is None else _integers("-K", num_speculative_tokens, 8)
     began = time.perf_counter()
-    with status(began, None) as say, tempfile.TemporaryDirectory() as scratch:
+    with status(began, None) as say, tempfile.TemporaryDirectory() as scratch, ExitStack() as closing:
         say("loading ...")
         subject = bench.prepare(model, scale or "0.5b", prompts, max_new_tokens, say)
         chosen = bench.choose_ladders(subject, ladders)
         settings = bench.Settings(batches, chosen, counts, max_new_tokens)
-        ready, skipped = others.open_peers(
-            names, lambda: subject.checkpoint(Path(scratch)), Path(scratch), say
+        here = Path(scratch)
+        weights = others.Weights(
+            lambda: subject.checkpoint(here), lambda: subject.small_checkpoint(here), here
         )
+        ready, skipped = others.open_peers(names, weights, llama_server, closing, say)
         document = bench.measure(subject, settings, ready, say) | {"skipped_peers": skipped}
     if json_file is not None:
         json_file.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
@@ -127,12 +137,13 @@ def print_report(document: dict[str, Any]) -> None:
 
 
 _EXPLANATION = (
-    "tok/s: median over calls. step: a forward pass over a warm cache and the choice of its tokens, with the "
+    "tok/s: median over calls. step: a forward pass over a warm cache, with the "
     "bytes of weights it reads in a second, and their share of what a plain loop reads. outside: what a step "
     "takes beside kernels. speed-up: over plain decoding of the same target in this run, median over calls "
-    "and quartiles. model: the speed-up if the passes that were made had cost what they cost alone. formula: "
-    "E(alpha, K) / (K c + v). c: a step of a draft over a step of the target. v: verifying K drafts over a "
-    "step. alpha: the chance that a draft stands. same text: as plain decoding's, token for token; otherwise "
+    "and quartiles. model: the speed-up if the passes that were made had cost what they cost alone, and the "
+    "time beside them what it did. formula: E(alpha, K) / (K c + v). c: a step of a draft over a step of the "
+    "target. v: verifying K drafts over a step. alpha: the chance that a draft stands. in loop: what passes "
+    "took in decoding over what they take alone. same text: as plain decoding's, token for token; otherwise "
     "how many texts fork, and where the first one does."
 )
 
@@ -166,7 +177,7 @@ def _plain_table(batch: dict[str, Any]) -> "Table":
 
 
 def _ladder_table(batch: dict[str, Any]) -> "Table":
-    headings = ["K", "tok/s", "speed\nup", "quartiles", "model", "for-\nmula", "c", "v", "alpha"]
+    headings = ["K", "tok/s", "speed\nup", "quartiles", "model", "for-\nmula", "c", "v", "alpha", "in\nloop"]
     table = new_table(f"Batch {batch['batch']}: ladders", [*headings, "same\ntext"])
     for run in batch["runs"]:
         if not run["draft"]:
@@ -182,6 +193,7 @@ def _ladder_table(batch: dict[str, Any]) -> "Table":
             f"{run['predicted_speedup'] or 0.0:.2f}",
             "" if formula is None else f"{formula:.2f}",
             *(" ".join(f"{value:.2f}" for value in run[name]) for name in ("c", "v", "alpha")),
+            f"{run['passes_over_alone'] or 0.0:.2f}",
             _same(run),
         )
     return table
@@ -190,10 +202,11 @@ def _ladder_table(batch: dict[str, Any]) -> "Table":
 def _formula_table(batch: dict[str, Any]) -> "Table":
     """What every K should give, from the c, v and alpha that were measured."""
     runs = [run for run in batch["runs"] if run["draft"] and run["by_k"]]
-    ks = [one["k"] for one in runs[0]["by_k"]] if runs else []
+    ks = sorted({one["k"] for run in runs for one in run["by_k"]})
     table = new_table(f"Batch {batch['batch']}: the formula", [f"K={k}" for k in ks])
     for run in runs:
-        table.add_row(run["name"], *(f"{one['expected_speedup']:.2f}" for one in run["by_k"]))
+        found = {one["k"]: f"{one['expected_speedup']:.2f}" for one in run["by_k"]}
+        table.add_row(run["name"], *(found.get(k, "") for k in ks))
     return table
 
 

@@ -106,6 +106,10 @@ def generate(
             rich_help_panel=WEIGHTS,
         ),
     ] = False,
+    device: Annotated[
+        str,
+        typer.Option(metavar="cpu|cuda", help="Where the model runs.", rich_help_panel=WEIGHTS),
+    ] = "cpu",
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
     ] = False,
@@ -126,7 +130,7 @@ def generate(
 
     options = plan.Options(
         model, target, draft or [], num_speculative_tokens or [], max_new_tokens, temperature,
-        top_k, top_p, seed, group_size, rotate, chat,
+        top_k, top_p, seed, group_size, rotate, device, chat,
     )  # fmt: skip
     planned = plan.plan(options, prompt, prompt_file, prompt_ids, batch)
     _run(options, planned, compare, as_json)

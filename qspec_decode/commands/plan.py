@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import cast
 
 from qspec_decode import config as configs
-from qspec_decode import ladder, load, sibling
+from qspec_decode import ladder, load, load_options, sibling
 from qspec_decode.commands.prompts import PromptReader, parse_ids, read_text
 from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
-from qspec_decode.load_options import DEFAULT_GROUP_SIZE
 from qspec_decode.model import Transformer
 from qspec_decode.noise import RowSeed
 from qspec_decode.precision import ALIASES, canonical, set_name
@@ -33,6 +32,7 @@ class Options:
     seed: int | None
     group_size: int | None
     rotate: bool
+    device: str
     chat: bool
 
 
@@ -62,10 +62,18 @@ class Plan:
     def load(self) -> tuple[Transformer, list[Draft]]:
         """The model, and every draft as `speculate` takes it."""
         options = self.options
-        group_size = DEFAULT_GROUP_SIZE if options.group_size is None else options.group_size
-        model = load(options.model, self.precisions, group_size=group_size, rotate=options.rotate)
+        group_size = load_options.DEFAULT_GROUP_SIZE if options.group_size is None else options.group_size
+        model = load(
+            options.model,
+            self.precisions,
+            group_size=group_size,
+            rotate=options.rotate,
+            device=options.device,
+        )
         drafts: list[Draft] = [
-            draft if isinstance(draft, str) else DraftModel(load(draft, ("bf16",)), name=name)
+            draft
+            if isinstance(draft, str)
+            else DraftModel(load(draft, ("bf16",), device=options.device), name=name)
             for draft, name in zip(self.drafts, self.draft_names, strict=True)
         ]
         return model, drafts
@@ -95,6 +103,7 @@ def plan(
             f"{' and '.join(given)} were given together" if given else "no prompt was given",
             f"Give exactly one of {', '.join(sources)}.",
         )
+    load_options.parse_device(options.device)
     sampling, config = _sampling(options), _speculation(options)
     drafts, names = _drafts(options)
     own = [draft for draft in drafts if isinstance(draft, str) and draft != "ngram"]

@@ -119,6 +119,8 @@ def test_a_measurement_holds_everyone_against_plain_decoding(
             run = runs[name]
             assert (run["lossless_equal"], run["forks"]) == (True, [])
             assert run["measured_over_predicted"] > 0
+            assert run["passes_over_alone"] > 0
+            assert run["beside_seconds"] > 0
             assert run["token_ids"] == runs[f"{run['target']} alone"]["token_ids"]
         parrot = runs["parrot"]
         assert [(fork["call"], fork["row"], fork["position"]) for fork in parrot["forks"]] == [
@@ -149,8 +151,13 @@ def test_a_widened_model_is_written_for_peers_and_a_bundled_one_lies_there(
     assert subject("demo", "none").checkpoint(tmp_path) == demo.path()
     assert subject(str(tmp_path), "x").checkpoint(tmp_path) == tmp_path
     assert not written
-    assert subject("demo", "1b").checkpoint(tmp_path) == tmp_path / "1b"
-    assert written == [(demo.path(), "1b", tmp_path / "1b")]
+    wide = tmp_path / "demo-1b"
+    assert subject("demo", "1b").checkpoint(tmp_path) == wide
+    assert written == [(demo.path(), "1b", wide)]
+    assert subject("demo", "1b").small_checkpoint(tmp_path) is None
+    with_sibling = decode.Subject("demo", "1b", model, model, [], [], 0.0)
+    assert with_sibling.small_checkpoint(tmp_path) == tmp_path / "demo-small-1b"
+    assert written[1] == (demo.path("small"), "1b", tmp_path / "demo-small-1b")
 
 
 def app() -> typer.Typer:
@@ -182,7 +189,8 @@ def test_the_command_prints_tables_and_writes_a_document(tmp_path: Path) -> None
         (["some/model", "--scale", "1b"], "--scale 1b is about the demo model"),
         (["-K", "1,9"], "-K is '1,9', expected numbers from 1 to 8"),
         (["--batch", "1,two"], "--batch is '1,two'"),
-        (["--peers", "vllm"], "--peers has 'vllm', expected transformers or llama.cpp"),
+        (["--peers", "vllm"], "--peers has 'vllm', expected transformers, llama.cpp or llama-server"),
+        (["--llama-server", "/no/such/server"], "/no/such/server, which is no program"),
         (["--scale", "none", "--ladders", "bf16"], "which has no draft"),
         (["--scale", "none", "--prompts", "99"], "--prompts is 99, expected 1 to"),
     ],

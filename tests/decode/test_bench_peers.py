@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,21 +161,23 @@ def test_llama_cpp_gets_the_same_weights_twice(
 ) -> None:
     gguf = pytest.importorskip("gguf")
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
-    ready, skipped = peers.open_peers(["llama.cpp"], lambda: bundle / "target", tmp_path, lambda _: None)
+    weights = peers.Weights(lambda: bundle / "target", lambda: None, tmp_path)
+    ready, skipped = peers.open_peers(["llama.cpp"], weights, None, ExitStack(), lambda _: None)
     assert [(one.name, one.weights) for one in ready] == [("llama.cpp", "bf16"), ("llama.cpp", "q4_0")]
     assert skipped == []
-    for weights in ("bf16", "q4_0"):
-        assert gguf.GGUFReader(tmp_path / f"{weights}.gguf").fields["llama.block_count"].contents() == 2
+    for kind in ("bf16", "q4_0"):
+        assert gguf.GGUFReader(tmp_path / f"{kind}.gguf").fields["llama.block_count"].contents() == 2
 
 
 def test_peers_that_are_not_installed_are_named_and_asked_for_are_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    ready, skipped = peers.open_peers(None, lambda: tmp_path, tmp_path, lambda _: None)
+    weights = peers.Weights(lambda: tmp_path, lambda: None, tmp_path)
+    ready, skipped = peers.open_peers(None, weights, None, ExitStack(), lambda _: None)
     assert ready == []
-    assert [one["peer"] for one in skipped] == ["transformers", "llama.cpp"]
+    assert [one["peer"] for one in skipped] == ["transformers", "llama.cpp", "llama-server"]
     assert "cannot run without llama_cpp and gguf" in skipped[1]["reason"]
     assert "qspec[bench]" in skipped[1]["reason"]
     with pytest.raises(UsageError, match="cannot run without transformers"):
-        peers.open_peers(["transformers"], lambda: tmp_path, tmp_path, lambda _: None)
+        peers.open_peers(["transformers"], weights, None, ExitStack(), lambda _: None)

@@ -45,6 +45,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "group-size": (("generate", "demo", *PROMPT, "--target", "w4a16", "--group-size", "33"), "33"),
     "rotate-without-4-bit": (("generate", "demo", *PROMPT, "--draft", "ngram", "--rotate"), "--rotate"),
     "no-default-draft": (("generate", "demo", *PROMPT, "--target", "mxfp4"), "mxfp4"),
+    "unknown-device": (("generate", "demo", *PROMPT, "--device", "tpu"), "device is 'tpu'"),
     "no-template": (("generate", "demo", *PROMPT, "--chat"), "chat template"),
     "chat-with-ids": (("generate", "demo", "--prompt-ids", "1", "--chat"), "--chat"),
     "demo-prompts": (("demo", "--scale", "none", "--prompts", "0"), "--prompts is 0"),

@@ -117,6 +117,7 @@ def test_the_committed_cache_is_a_clean_prefill_bit_for_bit(
         return top
 
     monkeypatch.setattr("qspec_decode.ladder.build", spying)
+    monkeypatch.setattr(ModelLevel, "give_back", lambda level: None)
     levels = [small if level == "small" else level for level in draft]
     out = speculate(model, prompts, draft=levels, num_speculative_tokens=3, max_new_tokens=20)
     assert out.token_ids == generate(model, prompts, max_new_tokens=20).token_ids
@@ -160,6 +161,7 @@ def test_without_the_last_committed_token_in_the_verify_pass_the_cache_differs(
         return forward(self, ids, rows, positions, cache, precision, **options)
 
     monkeypatch.setattr("qspec_decode.ladder.build", spying)
+    monkeypatch.setattr(ModelLevel, "give_back", lambda level: None)
     monkeypatch.setattr(Transformer, "forward", lazy)
     out = speculate(model, prompts, draft="mxfp4", num_speculative_tokens=3, max_new_tokens=20)
     monkeypatch.undo()

@@ -135,7 +135,8 @@ def test_q4_0_is_the_same_matrix_in_four_bits(checkpoint: Path, tmp_path: Path) 
 
 
 def test_the_tokenizer_is_there_with_its_merges(checkpoint: Path, tmp_path: Path) -> None:
-    fields = Read(gguf_file.write_gguf(checkpoint, tmp_path / "model.gguf", "bf16")).fields
+    file = Read(gguf_file.write_gguf(checkpoint, tmp_path / "model.gguf", "bf16"))
+    fields = file.fields
     content = configs.read_json(checkpoint / "tokenizer.json")["model"]
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     assert (fields["tokenizer.ggml.model"], len(tokens)) == ("gpt2", 640)
@@ -144,6 +145,9 @@ def test_the_tokenizer_is_there_with_its_merges(checkpoint: Path, tmp_path: Path
     assert types[5] == gguf.TokenType.NORMAL
     assert set(types[600:]) == {gguf.TokenType.UNUSED}
     assert len(set(tokens)) == 640
+    table = file.tensors["token_embd.weight"]
+    assert not table[600:].any(), "what stands for no token is never the likeliest"
+    assert table[:600].any(1).all()
     assert fields["tokenizer.ggml.merges"][3] == " ".join(content["merges"][3])
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qspec_decode import load, model, replay
+from qspec_decode import generate, load, model, replay, speculate
+from qspec_decode.cache import KVCache, Spares
 from qspec_kernels import isa
 from tests.kernels.cases import same_bits
 
@@ -54,7 +55,7 @@ def test_passes_of_one_shape_are_recorded_once(monkeypatch):
     loaded = load("demo", ["bf16"])
     recordings = []
     record = replay.Workspace.record
-    monkeypatch.setattr(replay.Workspace, "record", lambda self: recordings.append(1) or record(self))
+    monkeypatch.setattr(replay.Workspace, "record", lambda *a, **k: recordings.append(1) or record(*a, **k))
     logits(loaded, "bf16")
     assert len(recordings) == 5
 
@@ -85,3 +86,52 @@ def test_a_program_of_another_key_would_be_noticed(monkeypatch):
     zero = torch.zeros(1, dtype=torch.int64)
     first = loaded.forward(zero, zero, zero, cache, "bf16").clone()
     assert same_bits(first, loaded.forward(zero, zero, zero, cache, "mxfp4a8"))
+
+
+@pytest.mark.parametrize("draft", [None, "mxfp4"])
+def test_a_call_after_another_one_records_nothing_and_says_the_same(monkeypatch, draft):
+    recordings = []
+    record = replay.Workspace.record
+    monkeypatch.setattr(replay.Workspace, "record", lambda *a, **k: recordings.append(1) or record(*a, **k))
+
+    def said(loaded, prompt):
+        options = {"max_new_tokens": 12, "eos_token_id": ()}
+        if draft is None:
+            return generate(loaded, [prompt], **options).token_ids
+        return speculate(loaded, [prompt], draft=draft, **options).token_ids
+
+    used = load("demo", ["bf16", "mxfp4a8"])
+    prompt = list(range(40, 75))
+    said(used, list(range(300, 340)))
+    text = said(used, prompt)
+    recordings.clear()
+    assert said(used, prompt) == text
+    assert not recordings
+    # memory that held other texts says what memory that held none does
+    assert said(load("demo", ["bf16", "mxfp4a8"]), prompt) == text
+
+
+def test_memory_is_given_back_once_and_only_so_much_is_kept():
+    spares = Spares(max_bytes=3000)
+
+    def cache(capacity):
+        return KVCache(1, 1, 1, capacity, 4, torch.float32, spares=spares)
+
+    first = cache(64)
+    place = first.k[0].data_ptr()
+    first.give_back()
+    assert spares.num_bytes == 2 * 64 * 4 * 4
+    again, other = cache(64), cache(64)
+    assert again.k[0].data_ptr() == place != other.k[0].data_ptr()
+    # what was given back is another's now
+    first.give_back()
+    assert spares.num_bytes == 0
+    again.give_back()
+    # a smaller one takes it, a larger one does not
+    smaller = cache(48)
+    assert (smaller.k[0].data_ptr(), smaller.capacity) == (place, 64)
+    smaller.give_back()
+    assert cache(65).k[0].data_ptr() != place
+    assert spares.num_bytes == 2 * 64 * 4 * 4
+    cache(128).give_back()
+    assert spares.num_bytes == 0

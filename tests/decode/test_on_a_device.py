@@ -1,0 +1,91 @@
+"""Models on a device other than the CPU: what is made where, what waits for it, and how it is asked for."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qspec_decode import DraftModel, load, speculate
+from qspec_decode.graphs import pool
+from qspec_decode.ladder import SpeculativeConfig
+from qspec_decode.sampling import SamplingParams
+from qspec_kernels import UsageError
+from tests.decode.tabular import TabularModel, random_tables
+
+Families = Callable[[str], tuple[Path, Any]]
+
+
+def test_a_device_gives_the_texts_of_the_cpu_and_rounds_do_not_wait_for_it(family: Families) -> None:
+    """On a device that is emulated: its ops refuse tensors that are elsewhere."""
+    paths = [str(family(name)[0]) for name in ("llama", "llama-tied-one-kv-head")]
+    command = [sys.executable, "-m", "tests.decode.emulated_device", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["calls"]) == 12
+    assert all(call["same"] for call in found["calls"]), found["calls"]
+    # op by op the loop looks at values, a round never does
+    assert found["rounds"] == {"rounds": found["rounds"]["rounds"]}
+    assert found["rounds"]["rounds"] > 30
+    assert found["host"]["aten.nonzero.default"] > 0
+    assert found["mixed"] == "aten.add.Tensor"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named_with_a_way_out() -> None:
+    with pytest.raises(UsageError, match=r"device is 'cuda'.*finds no GPUs") as found:
+        load("demo", device="cuda")
+    assert "CPU" in found.value.hint
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", 3.5])
+@pytest.mark.usefixtures("untyped")
+def test_devices_that_are_not_served_are_refused(device: Any) -> None:
+    with pytest.raises(UsageError, match="expected 'cpu', 'cuda' or 'cuda:0'"):
+        load("demo", device=device)
+
+
+def test_a_draft_on_another_device_is_refused() -> None:
+    model = TabularModel(random_tables(7, 1, {}))
+    there: Any = TabularModel(random_tables(7, 1, {}))
+    there.device = torch.device("cuda:0")
+    with pytest.raises(UsageError, match="the draft 'small' is on cuda:0, the target on cpu"):
+        speculate(model, [[1]], draft=DraftModel(there))
+
+
+def _wanted(model: Any, enforce_eager: bool | None = None) -> pool.Wanted:
+    config = SpeculativeConfig(enforce_eager=enforce_eager)
+    return pool.Wanted(model, "bf16", [], config, SamplingParams(), frozenset())
+
+
+def test_rounds_are_captured_on_gpus_with_kernels_and_nowhere_else(
+    family: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(family("llama")[0])
+    assert not pool.captures(_wanted(model))
+    assert pool.captures(_wanted(model, enforce_eager=False))
+    model.device = torch.device("cuda:0")
+    with pytest.warns(UserWarning, match="not captured as CUDA graphs.*attention on cuda:0: torch"):
+        assert not pool.captures(_wanted(model))
+    monkeypatch.setattr(pool, "explain", lambda op, device, dtype: f"{op} on {device}: triton (sm_90)")
+    assert pool.captures(_wanted(model))
+    assert not pool.captures(_wanted(model, enforce_eager=True))
+    foreign: Any = TabularModel(random_tables(7, 1, {}))
+    foreign.device = model.device
+    with pytest.warns(UserWarning, match="TabularModel may wait for the device"):
+        assert not pool.captures(_wanted(foreign))
+
+
+@pytest.mark.usefixtures("untyped")
+def test_enforce_eager_is_checked_and_given_in_one_place() -> None:
+    model = TabularModel(random_tables(7, 1, {"mxfp4a8": 0.3}))
+    with pytest.raises(UsageError, match="enforce_eager is 'no'"):
+        SpeculativeConfig(enforce_eager="no")  # type: ignore[arg-type]
+    config = SpeculativeConfig(enforce_eager=False)
+    with pytest.raises(UsageError, match="enforce_eager is True as a keyword and False in"):
+        speculate(model, [[1]], draft="mxfp4", config=config, enforce_eager=True)
