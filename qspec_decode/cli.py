@@ -8,6 +8,7 @@ import typer
 from qspec_decode.commands import bench
 from qspec_decode.commands.bench_decode import decode
 from qspec_decode.commands.bench_gpu import gpu
+from qspec_decode.commands.bench_train import train
 from qspec_decode.commands.demo import demo
 from qspec_decode.commands.doctor import doctor
 from qspec_decode.commands.generate import generate
@@ -87,6 +88,11 @@ bench.app.command(
     "qspec bench gpu --ops linear_w4a8 --shapes llama-3-8b.down --m 1,16    [dim]one kernel[/dim]\n\n"
     "qspec bench gpu --budget 60    [dim]what is most common; the rest is listed as dropped[/dim]",
 )(gpu)
+bench.app.command(
+    help=_help(train),
+    epilog=EXAMPLES + "qspec bench train --minutes 10 --json train.json    [dim]needs a GPU[/dim]\n\n"
+    "qspec bench train --size small --device cpu --minutes 5 --out ~/tiny    [dim]without one[/dim]",
+)(train)
 app.add_typer(bench.app)
 
 

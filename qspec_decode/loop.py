@@ -76,7 +76,7 @@ class OnDevice:
     def round(self, rows: Tensor, lengths: Tensor, limits: Tensor, phase: str = "decode") -> Emission:
         """The round there, and what it committed here."""
         there = (tensor.to(self._device) for tensor in (rows, lengths, limits))
-        return self._rounds.round(*there, phase).on_host()
+        return self._rounds.round(*there, phase=phase).on_host()
 
     def prefill(self, rows: Tensor, lengths: Tensor) -> None:
         """The same there."""

@@ -1,13 +1,20 @@
 """`qspec bench gpu`."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qspec_decode.commands.bench import number, split_names, split_rows
+from qspec_decode.commands.bench import (
+    check_file,
+    new_table,
+    split_names,
+    split_rows,
+    times,
+    wide_console,
+    write_file,
+)
 from qspec_decode.commands.outcome import BUG_STATUS, note
 
 if TYPE_CHECKING:
@@ -40,8 +47,19 @@ def gpu(
         str | None,
         typer.Option(help="Rows of the input; otherwise 1,2,4,5,8,16,32,64,128,512,4096. For timing."),
     ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            help="Sizes to which the demo model is widened and then decodes; otherwise 8b,1b, and none at "
+            "all where --ops, --shapes or --m choose kernels."
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Sequences decoded at once; otherwise 1,4,16,32,64,128.")
+    ] = None,
+    decoding: Annotated[bool, typer.Option(help="Whether anything decodes.")] = True,
 ) -> None:
-    """Check every GPU kernel of this machine, then time it: what to run first on a new GPU.
+    """Check every GPU kernel of this machine, then time it, then decode: what to run first on a new GPU.
 
     Checked are the kernels of each backend (CUDA, Triton) for itself, on small shapes and on ones with tails:
     against float64 on the CPU, integer results bit for bit; that a row is the same, bit for bit, whatever
@@ -50,29 +68,49 @@ def gpu(
 
     Timed are replays of CUDA graphs, over weights that no cache holds, as a decode step reads them.
     Contenders on one shape take turns: the kernels, cuBLAS in bf16, PyTorch's int4 linear (tinygemm), gemlite
-    where it is installed, and plain copying and reading of memory. The largest come last and are dropped
-    when the budget is spent; the document says which.
+    where it is installed, and plain copying and reading of memory.
+
+    Then the demo model, widened to a real model's shape, decodes held-out prompts greedily. Every ladder
+    takes turns with plain decoding of its target, with CUDA graphs and without; transformers' compiled
+    generate does where it is installed. Texts that have to be equal are compared, and the exit status is 1 if
+    they differ. Passes alone say what a ladder's speed is made of. What matters least comes last and is
+    dropped when the budget is spent; the document says what.
     """
     from qspec_decode.bench.gpu import run as bench
     from qspec_decode.bench.gpu.device import Gpu
-    from qspec_kernels import UsageError
+    from qspec_decode.bench.gpu.request import DECODED, Request
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json names {json_file}, whose directory does not exist", "Make it first.")
-    default = bench.Request()
-    request = bench.Request(
-        default.ops if ops is None else split_names(ops),
-        default.shapes if shapes is None else split_names(shapes),
-        default.rows if m is None else split_rows(m),
-        default.budget if budget is None else budget,
-    )
+    check_file(json_file)
+    chosen: dict[str, Any] = {
+        "ops": ops and split_names(ops),
+        "shapes": shapes and split_names(shapes),
+        "rows": m and split_rows(m),
+        "budget": budget,
+        "batches": batch and _split_batches(batch),
+    }
+    if not decoding:
+        chosen["scales"] = ()
+    elif scales is not None:
+        chosen["scales"] = split_names(scales)
+    elif ops is None and shapes is None and m is None:
+        chosen["scales"] = DECODED
+    request = Request(**{name: value for name, value in chosen.items() if value is not None})
     document = bench.run(request, Gpu(), _say())
     if json_file is not None:
-        json_file.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
-        note(f"written to {json_file}")
+        write_file(json_file, document)
     print_report(document)
-    if document["correctness"]["failures"]:
+    decoded = document.get("decoding", {})
+    if document["correctness"]["failures"] or decoded.get("failures") or decoded.get("unequal"):
         raise typer.Exit(BUG_STATUS)
+
+
+def _split_batches(text: str) -> list[int]:
+    from qspec_kernels import UsageError
+
+    parts = split_names(text)
+    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"--batch is {text!r}, expected numbers of at least 1", "For instance --batch 1,64.")
+    return list(map(int, parts))
 
 
 def _say() -> Callable[[str], None]:
@@ -89,10 +127,7 @@ def _say() -> Callable[[str], None]:
 
 def print_report(document: dict[str, Any]) -> None:
     """What was found, as tables on stderr."""
-    from rich.console import Console
-
-    # a narrower terminal breaks lines where a narrower table would leave out figures
-    console = Console(stderr=True, width=max(Console(stderr=True).width, 132), highlight=False)
+    console = wide_console(132, stderr=True)
     device, found = document["gpu"], document["correctness"]
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     console.print(
@@ -105,14 +140,28 @@ def print_report(document: dict[str, Any]) -> None:
         return
     console.print(f"{found['checked']} checks, none failed, in {found['seconds']:.0f} s")
     console.print(_rows(document["rows"]))
-    for one in document["dropped"]:
-        console.print(f"not timed: {one['what']}: {one['reason']}")
-    for one in document["skipped_peers"]:
-        console.print(f"without {one['peer']}: {one['reason']}")
+    parts = [document]
+    if "decoding" in document:
+        decoded = document["decoding"]
+        parts.append(decoded)
+        console.print(_passes(decoded["passes"]))
+        console.print(_runs(decoded["runs"]))
+        for one in decoded["unequal"]:
+            console.print(
+                f"[bold red]another text:[/bold red] {one['name']} in {one['what']}: prompt {one['prompt']}, "
+                f"from token {one['position']} on"
+            )
+        for one in decoded["failures"]:
+            console.print(f"[bold red]failed:[/bold red] {one['what']}: {one['error']}")
+    for part in parts:
+        for one in part["dropped"]:
+            console.print(f"not timed: {one['what']}: {one['reason']}")
+        for one in part["skipped_peers"]:
+            console.print(f"without {one['peer']}: {one['reason']}")
 
 
 def _failures(failures: Sequence[dict[str, Any]]) -> "Table":
-    table = _new_table(("op", "backend", "shape"), ("M", "worst error", "bound"), ("what is wrong",))
+    table = new_table(("op", "backend", "shape"), ("M", "worst error", "bound"), ("what is wrong",))
     for one in failures:
         numbers = ("" if one[name] is None else f"{one[name]:.3e}" for name in ("error", "bound"))
         table.add_row(one["op"], one["backend"], one["shape"], str(one["m"]), *numbers, one["failed"])
@@ -121,16 +170,15 @@ def _failures(failures: Sequence[dict[str, Any]]) -> "Table":
 
 def _rows(rows: Sequence[dict[str, Any]]) -> "Table":
     columns = ("M", "us", "quartiles", "GB/s", "of copy", "of read", "TFLOPS", "over cublas")
-    table = _new_table(("op", "backend", "shape"), columns, ())
+    table = new_table(("op", "backend", "shape"), columns)
     for row in rows:
-        us, over = row["us"], row["speedup_over"].get("cublas_bf16")
+        over = row["speedup_over"].get("cublas_bf16")
         table.add_row(
             row["op"],
             row["backend"],
             row["shape"],
             str(row["m"]),
-            number(us["median"]),
-            f"{number(us['low'])} to {number(us['high'])}",
+            *times(row["us"]),
             f"{row['gb_per_second']:.0f}",
             f"{row['fraction_of_copy']:.2f}",
             f"{row['fraction_of_read']:.2f}",
@@ -141,14 +189,55 @@ def _rows(rows: Sequence[dict[str, Any]]) -> "Table":
     return table
 
 
-def _new_table(left: Sequence[str], right: Sequence[str], last: Sequence[str]) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in left:
-        table.add_column(column, no_wrap=True)
-    for column in right:
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in last:
-        table.add_column(column)
+def _passes(rows: Sequence[dict[str, Any]]) -> "Table":
+    table = new_table(("scale", "passes alone"), ("batch", "tokens", "us", "quartiles", "GB/s", "of copy"))
+    for row in rows:
+        table.add_row(
+            row["scale"],
+            f"{row['model']} {row['precision']}{', as a draft' if row['draft'] else ''}",
+            str(row["batch"]),
+            str(row["tokens_per_row"]),
+            *times(row["us"]),
+            f"{row['gb_per_second']:.0f}",
+            f"{row['fraction_of_copy']:.2f}",
+        )
     return table
+
+
+def _runs(rows: Sequence[dict[str, Any]]) -> "Table":
+    columns = (
+        "batch",
+        "tokens/s",
+        "stand",
+        "c",
+        "v",
+        "formula",
+        "over bf16",
+        "over w4a16",
+        "step/copy",
+        "graph MB",
+    )
+    table = new_table(("scale", "decoding", "graphs"), columns)
+    for row in rows:
+        over = [row["speedup_over"].get(name) for name in ("bf16", "w4a16")]
+        held = row["graph_bytes"]
+        table.add_row(
+            row["scale"],
+            ("" if row.get("of_record") or row["peer"] else "* ") + row["name"],
+            {True: "yes", False: "no", None: ""}[row["graphs"]],
+            str(row["batch"]),
+            f"{row['tokens_per_second']['median']:.0f}",
+            _numbers(row.get("alpha")),
+            _numbers(row.get("c")),
+            _numbers(row.get("v")),
+            _numbers([row.get("formula_speedup")]),
+            *("" if one is None else f"{one['median']:.2f}x" for one in over),
+            _numbers([row.get("step_over_copy")]),
+            "" if held is None else f"{held / 1e6:.0f}",
+            style="dim" if row["peer"] else None,
+        )
+    return table
+
+
+def _numbers(values: Sequence[float | None] | None) -> str:
+    return ", ".join(f"{value:.2f}" for value in values or () if value is not None)

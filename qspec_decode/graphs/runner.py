@@ -84,7 +84,7 @@ class Runner:
         if not self._prefilled:
             self._prefilled = True
             there = (tensor.to(self._device) for tensor in (rows, lengths, limits))
-            emission = self._top.round(*there, phase).on_host()
+            emission = self._top.round(*there, phase=phase).on_host()
             if bool((emission.ids < 0).any()):
                 raise not_finite()
             return emission

@@ -13,71 +13,20 @@ from qspec_decode.bench import shapes
 from qspec_decode.bench.facts import facts
 from qspec_decode.bench.gpu import cases, correctness, linear_case, op_case, timing
 from qspec_decode.bench.gpu.backends import refusal
+from qspec_decode.bench.gpu.decoding import Decoding
 from qspec_decode.bench.gpu.device import Device
 from qspec_decode.bench.gpu.linear_case import LinearCase, memory_needed
+from qspec_decode.bench.gpu.request import Request
+from qspec_decode.bench.gpu.subject import Subject, demo_at
 from qspec_decode.bench.gpu.timing import Bandwidth, Contender
 from qspec_decode.bench.shapes import LinearShape
 from qspec_kernels import UsageError
 
-SHAPES = ("llama-3-8b", "llama-3-70b")
-ROWS = (1, 2, 4, 5, 8, 16, 32, 64, 128, 512, 4096)
-BUDGET = 420.0
 # more rows than that come last
 _FEW_ROWS = 128
 # after so many there is something wrong with the device, or with everything
 _MOST_FAILURES = 20
-_KEYS, _BATCH = 4096, 32
-_PACKAGES = ("qspec", "triton", "cupy", "gemlite")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to check and to time.
-
-    Parameters
-    ----------
-    ops
-        Of `cases.OPS`; "linear" stands for all linears.
-    shapes
-        Names as `shapes.choose` takes them; timed only.
-    rows
-        M, the rows of the input; timed only.
-    budget
-        Seconds for everything. What has begun when they are over is finished.
-    keys, batch
-        Of the cache that attention is timed on.
-
-    Raises
-    ------
-    UsageError
-        For an op or shape that is unknown, and for numbers that are not positive.
-    """
-
-    ops: Sequence[str] = cases.OPS
-    shapes: Sequence[str] = SHAPES
-    rows: Sequence[int] = ROWS
-    budget: float = BUDGET
-    keys: int = _KEYS
-    batch: int = _BATCH
-
-    def __post_init__(self) -> None:
-        shapes.choose(self.shapes)
-        unknown = [op for op in self.ops if op not in (*cases.OPS, "linear")]
-        if unknown or not self.ops:
-            named = repr(unknown[0]) if unknown else "''"
-            raise UsageError(f"unknown op {named}", f"There are: linear, {', '.join(cases.OPS)}.")
-        if not self.rows or min(self.rows) < 1:
-            raise UsageError(f"m is {list(self.rows)}; expected numbers of at least 1")
-        if not self.budget > 0:
-            raise UsageError(f"budget is {self.budget}; expected more than 0 seconds")
-
-    @property
-    def names(self) -> list[str]:
-        """Every op that is meant, once."""
-        linears = [op for op in cases.OPS if op.startswith("linear_")]
-        return list(
-            dict.fromkeys(op for name in self.ops for op in (linears if name == "linear" else [name]))
-        )
+_PACKAGES = ("qspec", "triton", "cupy", "gemlite", "transformers")
 
 
 @dataclass(frozen=True)
@@ -100,9 +49,19 @@ class Task:
 
 
 def run(
-    request: Request, device: Device, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    request: Request,
+    device: Device,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    open_subject: Callable[[str], Subject] | None = None,
 ) -> dict[str, Any]:
-    """Check, then time; the document of `--json`. Where a kernel is wrong nothing is timed."""
+    """Check, then time kernels, then decode; the document of `--json`. With a wrong kernel nothing is timed.
+
+    Parameters
+    ----------
+    open_subject
+        Makes the model that decodes at a scale; None makes the demo's on the device.
+    """
     began = clock()
     verdicts = _check(request, device, say)
     failures = [verdict.to_dict() for verdict in verdicts if verdict.failed]
@@ -127,7 +86,15 @@ def run(
         "skipped_peers": [],
     }
     if not failures:
-        _time(request, device, say, lambda: clock() - began, document)
+        kernels = _Kernels(request, device, say, lambda: clock() - began, document)
+        kernels.time(request.kernel_seconds)
+        if request.scales:
+            decoding = Decoding(
+                device, open_subject or partial(demo_at, device=device.device), say, kernels.passed
+            )
+            document["decoding"] = decoding.run(request.scales, request.batches, request.budget)
+        kernels.time(request.budget)
+        kernels.drop()
     document["seconds"] = clock() - began
     return document
 
@@ -185,30 +152,51 @@ def _share(verdict: correctness.Verdict) -> float:
     return (verdict.error or 0.0) / verdict.bound if verdict.bound else 0.0
 
 
-def _time(
-    request: Request,
-    device: Device,
-    say: Callable[[str], None],
-    passed: Callable[[], float],
-    document: dict[str, Any],
-) -> None:
-    bandwidth: Bandwidth | None = None
-    skipped: dict[tuple[str, str], dict[str, str]] = {}
-    for task in tasks(request, device):
-        reason = ""
-        if passed() >= request.budget:
-            reason = "the budget was spent"
-        elif task.num_bytes > device.memory_bytes:
-            reason = f"it takes up to {task.num_bytes / 1e9:.1f} GB of memory"
-        if reason:
-            document["dropped"].append({"what": task.what, "reason": reason})
-            continue
-        say(f"timing {task.what} ...")
-        bandwidth = bandwidth or Bandwidth(device)
-        rows, missing = _timed(device, task, bandwidth)
-        document["rows"] += rows
-        skipped |= {(one["peer"], one["reason"]): one for one in missing}
-    document["skipped_peers"] = list(skipped.values())
+class _Kernels:
+    """What is timed of kernels, as far as time reaches; it may go on later.
+
+    Parameters
+    ----------
+    passed
+        Seconds since the beginning.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        device: Device,
+        say: Callable[[str], None],
+        passed: Callable[[], float],
+        document: dict[str, Any],
+    ):
+        self._device, self._say, self.passed, self._document = device, say, passed, document
+        self._waiting = tasks(request, device)
+        self._bandwidth: Bandwidth | None = None
+        self._skipped: dict[tuple[str, str], dict[str, str]] = {}
+
+    def time(self, until: float) -> None:
+        """What can be begun before so many seconds have passed."""
+        while self.passed() < until:
+            task = next(self._waiting, None)
+            if task is None:
+                return
+            if task.num_bytes > self._device.memory_bytes:
+                self._drop(task, f"it takes up to {task.num_bytes / 1e9:.1f} GB of memory")
+                continue
+            self._say(f"timing {task.what} ...")
+            self._bandwidth = self._bandwidth or Bandwidth(self._device)
+            rows, missing = _timed(self._device, task, self._bandwidth)
+            self._document["rows"] += rows
+            self._skipped |= {(one["peer"], one["reason"]): one for one in missing}
+            self._document["skipped_peers"] = list(self._skipped.values())
+
+    def drop(self) -> None:
+        """Say what is left."""
+        for task in self._waiting:
+            self._drop(task, "the budget was spent")
+
+    def _drop(self, task: Task, reason: str) -> None:
+        self._document["dropped"].append({"what": task.what, "reason": reason})
 
 
 def _timed(
