@@ -69,6 +69,8 @@ LADDER = {
     "draft": ["mxfp4"],
     "speedup": 1.876,
     "speedup_quartiles": [1.7, 2.0],
+    "predicted_speedup": 1.95,
+    "measured_over_predicted": 0.963,
     "formula_speedup": None,
     "c": [0.27, 0.1],
     "v": [1.05],
@@ -80,6 +82,7 @@ DECODING = {
     "note": "A note.",
     "num_prompts": 16,
     "max_new_tokens": 48,
+    "skipped_peers": [{"peer": "llama-server", "reason": "llama-server is not on PATH"}],
     "batches": [
         {
             "batch": 4,
@@ -127,9 +130,10 @@ def test_decoding_becomes_tables_of_runs(measured: ModuleType) -> None:
         "| `bf16` | 4 | 20.0 | 45.6 | 31.0 | 0.91 | 1.23 |",
         "| llama.cpp, q4_0 | 4 | 20.0 |  |  |  |  |",
     ]
-    ladder = "| `bf16 <- mxfp4, K=4` | 4 | 20.0 | 1.88 | 1.70 to 2.00 |  | 0.27; 0.10 | 1.05 | 0.90 |"
-    assert texts["decode_ladders"].splitlines()[2:] == [ladder]
-    assert texts["decode_remarks"] == "All figures are figures of record."
+    ladder = "| `bf16 <- mxfp4, K=4` | 4 | 20.0 | 1.88 | 1.70 to 2.00 | 1.95 | 0.96 |"
+    assert texts["decode_ladders"].splitlines()[2:] == [ladder + "  | 0.27; 0.10 | 1.05 | 0.90 |"]
+    left_out = "Left out: llama-server. llama-server is not on PATH"
+    assert texts["decode_remarks"] == f"All figures are figures of record. {left_out}"
 
 
 def test_figures_that_do_not_count_are_marked_with_the_reason(measured: ModuleType) -> None:
@@ -138,7 +142,7 @@ def test_figures_that_do_not_count_are_marked_with_the_reason(measured: ModuleTy
         run |= {"of_record": False, "not_of_record_because": "too few prompts"}
     texts = measured.decoding_texts(document)
     assert r"| 1.88\* |" in texts["decode_ladders"]
-    assert texts["decode_remarks"] == r"\* no figure of record: too few prompts."
+    assert texts["decode_remarks"].startswith(r"\* no figure of record: too few prompts. Left out: ")
 
 
 def test_the_page_shows_everything_and_nothing_else(measured: ModuleType) -> None:
