@@ -67,7 +67,8 @@ inline void dense_tile(const DenseCall<Weights>& call, int64_t n, int64_t m, int
         const auto* next = w + (ahead < k_end ? ahead : ahead - k_end + k_begin + kRows * call.k);
 #pragma GCC unroll 32
         for (int r = 0; r < kRows; ++r) {
-            __builtin_prefetch(next + r * call.k);
+            // with a single row of x the core itself runs far enough ahead, and prefetches are in its way
+            if constexpr (kColumns > 1) __builtin_prefetch(next + r * call.k);
             wv[r] = Weights::load_weights(w + r * call.k + k);
         }
 #pragma GCC unroll 32
@@ -97,13 +98,24 @@ inline void dense_tile(const DenseCall<Weights>& call, int64_t n, int64_t m, int
         }
     }
 #pragma GCC unroll 32
-    for (int c = 0; c < kColumns; ++c)
+    for (int c = 0; c < kColumns; ++c) {
+        float value[kRows];
+        if constexpr (kRows == 4) {
+            reduce_add4(sum[0][c], sum[1][c], sum[2][c], sum[3][c], value);
+        } else {
 #pragma GCC unroll 32
-        for (int r = 0; r < kRows; ++r) {
-            float value = reduce_add(sum[r][c]);
-            if (call.bias) value += call.bias[n + r];
-            store_output(call.out, call.residual, call.out_bf16, (m + c) * call.n + n + r, value);
+            for (int r = 0; r < kRows; ++r) value[r] = reduce_add(sum[r][c]);
         }
+        if (call.bias)
+            for (int r = 0; r < kRows; ++r) value[r] += call.bias[n + r];
+        const int64_t at = (m + c) * call.n + n;
+        if (call.out_bf16 || call.residual) {
+            for (int r = 0; r < kRows; ++r)
+                store_output(call.out, call.residual, call.out_bf16, at + r, value[r]);
+        } else {
+            memcpy(static_cast<float*>(call.out) + at, value, sizeof value);
+        }
+    }
 }
 
 // Weight rows [begin, end) times kColumns rows of x, the same part of K; returns the end of the used carry.

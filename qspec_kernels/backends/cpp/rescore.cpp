@@ -75,6 +75,11 @@ QSPEC_EXPORT int qspec_rescore(float* logits, const void* x, int64_t bf16, const
             for (int64_t j = 0; j < best.filled; ++j)
                 dense_tile<Bf16Weights, 1, 1>(call, best.indices[j], i, 0, k, nullptr);
 #endif
+            // as the linear itself would have left them
+            for (int64_t j = 0; bf16 && j < best.filled; ++j) {
+                float& logit = logits[i * n + best.indices[j]];
+                logit = bf16_to_float(float_to_bf16(logit));
+            }
         }
     });
     return kDone;

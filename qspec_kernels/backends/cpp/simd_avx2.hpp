@@ -120,6 +120,9 @@ inline float reduce_add(f32 v) {
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
+inline void reduce_add4(f32 a, f32 b, f32 c, f32 d, float* out) {
+    out[0] = reduce_add(a), out[1] = reduce_add(b), out[2] = reduce_add(c), out[3] = reduce_add(d);
+}
 inline float reduce_max(f32 v) {
     __m256 a = _mm256_max_ps(v.lo, v.hi);
     __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

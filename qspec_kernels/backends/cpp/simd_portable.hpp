@@ -121,6 +121,9 @@ inline float reduce_add(f32 v) {
         for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
     return lanes[0];
 }
+inline void reduce_add4(f32 a, f32 b, f32 c, f32 d, float* out) {
+    out[0] = reduce_add(a), out[1] = reduce_add(b), out[2] = reduce_add(c), out[3] = reduce_add(d);
+}
 inline float reduce_max(f32 v) {
     float best = v[0];
     for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
