@@ -60,7 +60,7 @@ class KVCache:
             self.capacity = self.k[0].shape[2]
             return
         needed = 2 * num_layers * math.prod(shape) * dtype.itemsize
-        available = machine.available_bytes() if torch.device(device).type == "cpu" else None
+        available = machine.free_bytes(torch.device(device))
         if available is not None and needed > available:
             raise _too_large(batch, capacity, needed, available)
         with machine.allocating(lambda: _too_large(batch, capacity, needed, None)):

@@ -80,7 +80,12 @@ bench.app.command(
     epilog=EXAMPLES + "qspec bench kernels --json kernels.json    [dim]a quarter of an hour[/dim]\n\n"
     "qspec bench kernels --ops linear --shapes 4096x14336 --m 1,5,8    [dim]half a minute[/dim]",
 )(bench.kernels)
-bench.app.command(help=_help(decode))(decode)
+bench.app.command(
+    help=_help(decode),
+    epilog=EXAMPLES + "qspec bench decode --scale 1b --json decode.json    [dim]ten minutes[/dim]\n\n"
+    "qspec bench decode ~/Llama-3.2-1B --ladders 'bf16<-mxfp4;bf16<-mxfp4<-ngram' -K 2,4\n\n"
+    "qspec bench decode --scale none --prompts 2 --peers none    [dim]a smoke test in seconds[/dim]",
+)(decode)
 bench.app.command(
     help=_help(gpu),
     epilog=EXAMPLES

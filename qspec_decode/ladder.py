@@ -193,6 +193,49 @@ def num_speculative_tokens(config: SpeculativeConfig, target: str, drafts: list[
     return [4 if by_bytes and drafts[0] != "ngram" else 3] + [3] * (len(drafts) - 1)
 
 
+@dataclass(frozen=True)
+class Rung:
+    """What a level decodes with: a precision of the target's model or of another one, under a name."""
+
+    model: Model
+    precision: str
+    name: str
+
+
+def rungs(model: Model, target: str, drafts: list[Draft]) -> list[Rung | None]:
+    """The target and its drafts from there downward, checked; None is "ngram".
+
+    Raises
+    ------
+    UsageError
+        "ngram" anywhere but at the bottom, a precision that was not loaded, another tokenizer or device.
+    """
+    found: list[Rung | None] = [Rung(model, target, target)]
+    for depth, draft in enumerate(drafts):
+        if draft == "ngram":
+            if depth != len(drafts) - 1:
+                raise UsageError(
+                    f'"ngram" is draft {depth + 1} of {len(drafts)}; expected it as the last draft',
+                    "It drafts from the tokens alone, so nothing can draft for it.",
+                )
+            found.append(None)
+            continue
+        if isinstance(draft, str):
+            precision = request.loaded_precision(model, draft)
+            found.append(Rung(model, precision, precision))
+            continue
+        other = draft if isinstance(draft, DraftModel) else DraftModel(draft)
+        check_same_tokens(model, other.model, other.name)
+        if device_of(other.model) != device_of(model):
+            raise UsageError(
+                f"the draft {other.name!r} is on {device_of(other.model)}, the target on {device_of(model)}",
+                f"Load both on one device: load(..., device={str(device_of(model))!r}).",
+            )
+        first = other.model.precisions[0] if other.precision is None else other.precision
+        found.append(Rung(other.model, request.loaded_precision(other.model, first), other.name))
+    return found
+
+
 def build(
     run: Run,
     model: Model,
@@ -209,8 +252,10 @@ def build(
     Raises
     ------
     UsageError
-        "ngram" anywhere but at the bottom, a precision that was not loaded, another tokenizer or device.
+        As `rungs`, or there is no memory for a cache.
     """
+    checked = rungs(model, target, drafts)
+    counts = num_speculative_tokens(config, target, drafts)
     batch_size, capacity, device = len(run.buffer.ids), run.capacity, device_of(model)
     caches: dict[int, SharedCache] = {}
 
@@ -223,35 +268,7 @@ def build(
         return caches[id(owner)]
 
     # caches are made from the target downward, levels from the bottom up
-    plans: list[tuple[Model, str, str, SharedCache] | None] = [
-        (model, target, target, cache_of(model, target))
-    ]
-    for depth, draft in enumerate(drafts):
-        if draft == "ngram":
-            if depth != len(drafts) - 1:
-                raise UsageError(
-                    f'"ngram" is draft {depth + 1} of {len(drafts)}; expected it as the last draft',
-                    "It drafts from the tokens alone, so nothing can draft for it.",
-                )
-            plans.append(None)
-            continue
-        if isinstance(draft, str):
-            precision = request.loaded_precision(model, draft)
-            plans.append((model, precision, precision, cache_of(model, precision)))
-            continue
-        other = draft if isinstance(draft, DraftModel) else DraftModel(draft)
-        check_same_tokens(model, other.model, other.name)
-        if device_of(other.model) != device:
-            raise UsageError(
-                f"the draft {other.name!r} is on {device_of(other.model)}, the target on {device}",
-                f"Load both on one device: load(..., device={str(device)!r}).",
-            )
-        first = other.model.precisions[0] if other.precision is None else other.precision
-        precision = request.loaded_precision(other.model, first)
-        sibling = aligned(other.model, model.vocab_size)
-        plans.append((sibling, precision, other.name, cache_of(other.model, precision)))
-
-    counts = num_speculative_tokens(config, target, drafts)
+    plans = [rung and (rung, cache_of(rung.model, rung.precision)) for rung in checked]
     level: Level | None = None
     for index in range(len(plans) - 1, -1, -1):
         plan = plans[index]
@@ -259,17 +276,17 @@ def build(
             kind = FixedNgramLevel if fixed else NgramLevel
             level = kind(run, config.prompt_lookup_max, config.prompt_lookup_min)
             continue
-        owner, precision, name, cache = plan
+        rung, cache = plan
         inner = (level, min(counts[index], capacity)) if level else None
         level = (FixedLevel if fixed else ModelLevel)(
             run,
-            owner,
-            precision,
+            aligned(rung.model, model.vocab_size),
+            rung.precision,
             cache,
             index=index,
             # a draft of the target's own precision is the target, head included
-            draft_head=index > 0 and (owner is not model or precision != target),
-            name=name,
+            draft_head=index > 0 and (rung.model is not model or rung.precision != target),
+            name=rung.name,
             inner=inner,
         )
     assert isinstance(level, ModelLevel)

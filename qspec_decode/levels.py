@@ -83,6 +83,8 @@ class ModelLevel:
         The level below with the number of tokens asked of it per round, or None.
     """
 
+    num_bytes = None
+    """Nothing is held for the next call (see `loop.Rounds`)."""
     _most_probable = staticmethod(most_probable)
     _probabilities = staticmethod(probabilities)
 

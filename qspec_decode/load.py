@@ -32,6 +32,7 @@ def load(
     group_size: int = 128,
     rotate: bool | Iterable[str] = False,
     keep: Iterable[str] = (),
+    quant_lm_head: bool | Iterable[str] = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Transformer:
@@ -54,6 +55,9 @@ def load(
     keep
         Parts that quantised sets hold in bf16: "lm_head", "layers.0", "down_proj", "layers.0.down_proj".
         Linears that are fused are kept together.
+    quant_lm_head
+        True puts the output matrix into the format of every quantised set, names of precisions into that of
+        theirs, and targets read it too: fewer bytes, and another text. Otherwise it is in 16 bits.
     dtype
         torch.float64 makes a model that computes everything in float64, "fp32" weights included.
     device
@@ -69,15 +73,16 @@ def load(
     """
     directory = resolve(path)
     config = configs.from_dir(directory)
-    options = load_options.parse(precisions, group_size, rotate, keep, dtype, config.num_hidden_layers)
+    options = load_options.parse(
+        precisions, group_size, rotate, keep, quant_lm_head, dtype, config.num_hidden_layers
+    )
     checkpoint = Checkpoint(directory)
     checkpoint.check(tensors.all_shapes(config))
     where = load_options.parse_device(device)
-    if where.type == "cpu":
-        memory.check_fits(config, options)
+    memory.check_fits(config, options, where)
     if options.rotated:
         config = _with_blocks(config)
-    with machine.allocating(lambda: memory.refused(config, options)):
+    with machine.allocating(lambda: memory.refused(config, options, where)):
         return _Loader(config, checkpoint, options, where).load()
 
 
@@ -116,7 +121,7 @@ class _Loader:
         """Tables first: quantising the output matrix takes more memory than any layer."""
         embedding, heads, draft_head = self._tables()
         # a table that several share stays one
-        tables = {id(table): table for table in (embedding, *heads.values())}
+        tables = {id(table): table for table in (embedding, *heads.values()) if isinstance(table, Tensor)}
         there = {key: table.to(self.device) for key, table in tables.items()}
         final_norm = self.checkpoint.read(tensors.FINAL_NORM).to(self.device, self.options.dtype)
         layers: dict[str, list[LayerWeights]] = {name: [] for name in self.options.sets}
@@ -127,7 +132,9 @@ class _Loader:
         sets = {
             name: WeightSet(
                 tuple(layers[name]),
-                there[id(heads[name])],
+                there[id(head)]
+                if isinstance(head := heads[name], Tensor)
+                else moved(head, self.device, self.options.dtype),
                 draft_head and moved(draft_head, self.device, self.options.dtype)
                 if name == "mxfp4"
                 else None,
@@ -140,20 +147,25 @@ class _Loader:
         model.precisions = self.options.precisions
         return model
 
-    def _tables(self) -> tuple[Tensor, dict[str, Tensor], PackedWeight | None]:
+    def _tables(self) -> tuple[Tensor, dict[str, Weight], PackedWeight | None]:
         """(embedding, output matrix per set, 4-bit output matrix of drafts)."""
         options, tied = self.options, self.config.tie_word_embeddings
         wide = "fp32" in options.sets
         embedding = self.checkpoint.read(tensors.EMBEDDING).to(options.dtype if wide else torch.bfloat16)
         head = embedding if tied else self.checkpoint.read(tensors.HEAD)
+        packed = {name: self._packed_head(head, name) for name in options.quantised_heads}
         draft_head = None
-        if "mxfp4" in options.sets and not options.keep_head:
-            draft_head = formats.join(self._quantise(head, "mxfp4", "quantising the output matrix"))
-        heads = {}
-        half = head.to(torch.bfloat16) if set(options.sets) != {"fp32"} else head
-        for name in options.sets:
+        if "mxfp4" in options.sets and "mxfp4" not in packed and not options.keep_head:
+            draft_head = self._packed_head(head, "mxfp4")
+        heads: dict[str, Weight] = {**packed}
+        dense = [name for name in options.sets if name not in packed]
+        half = head.to(torch.bfloat16) if set(dense) - {"fp32"} else head
+        for name in dense:
             heads[name] = head.to(options.dtype) if name == "fp32" else half
         return embedding, heads, draft_head
+
+    def _packed_head(self, head: Tensor, name: str) -> PackedWeight:
+        return formats.join(self._quantise(head, name, f"quantising the output matrix to {name}"))
 
     def _layer(self, index: int) -> dict[str, LayerWeights]:
         """One layer in every set."""

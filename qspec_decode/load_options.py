@@ -17,6 +17,7 @@ FUSED: dict[str, tuple[str, ...]] = {
 }
 GROUP_SIZES = (32, 64, 128, -1)
 DEFAULT_GROUP_SIZE = 128
+QUANTISED = ("int4", "mxfp4")
 _FIELD_OF = {f"{part}_proj": field for field, parts in FUSED.items() for part in parts}
 
 
@@ -38,6 +39,8 @@ class LoadOptions:
         Matrices that quantised sets hold in bf16, as (layer, field); None stands for every one.
     keep_head
         Whether drafts, too, use the 16-bit output matrix.
+    quantised_heads
+        Sets whose output matrix is in their own format, for targets as well.
     dtype
         torch.float32 or torch.float64: what "fp32" weights and all arithmetic are in.
     """
@@ -48,6 +51,7 @@ class LoadOptions:
     rotated: frozenset[str]
     kept: frozenset[tuple[int | None, str | None]]
     keep_head: bool
+    quantised_heads: frozenset[str]
     dtype: torch.dtype
 
     def keeps(self, layer: int, field: str) -> bool:
@@ -60,6 +64,7 @@ def parse(
     group_size: int,
     rotate: bool | Iterable[str],
     keep: Iterable[str],
+    quant_lm_head: bool | Iterable[str],
     dtype: torch.dtype | None,
     num_layers: int,
 ) -> LoadOptions:
@@ -83,16 +88,24 @@ def parse(
     entries = [_parse_keep(entry, num_layers) for entry in keep]
     matrices = frozenset(entry for entry in entries if entry is not None)
     _check_effect(f"group_size is {group_size}", group_size != DEFAULT_GROUP_SIZE, ("int4",), sets)
-    _check_effect("rotate is True", rotate is True, ("int4", "mxfp4"), sets)
-    _check_effect(f"keep names {', '.join(map(repr, keep))}", bool(matrices), ("int4", "mxfp4"), sets)
+    _check_effect("rotate is True", rotate is True, QUANTISED, sets)
+    _check_effect("quant_lm_head is True", quant_lm_head is True, QUANTISED, sets)
+    _check_effect(f"keep names {', '.join(map(repr, keep))}", bool(matrices), QUANTISED, sets)
     _check_effect("keep names 'lm_head'", None in entries, ("mxfp4",), sets)
+    quantised_heads = _sets_of("quant_lm_head", quant_lm_head, sets)
+    if None in entries and "mxfp4" in quantised_heads:
+        raise UsageError(
+            "keep names 'lm_head', and quant_lm_head quantises it in the mxfp4 weights",
+            "Leave one of them out.",
+        )
     return LoadOptions(
         tuple(dict.fromkeys([*asked, *names.served_by(sets)])),
         sets,
         group_size,
-        _rotated(rotate, sets),
+        _sets_of("rotate", rotate, sets),
         matrices,
         None in entries,
+        quantised_heads,
         dtype or torch.float32,
     )
 
@@ -132,14 +145,15 @@ def _check_effect(option: str, given: bool, concerned: tuple[str, ...], sets: tu
         )
 
 
-def _rotated(rotate: bool | Iterable[str], sets: tuple[str, ...]) -> frozenset[str]:
-    if isinstance(rotate, bool):
-        return frozenset({"int4", "mxfp4"}.intersection(sets) if rotate else ())
-    chosen = [rotate] if isinstance(rotate, str) else list(rotate)
+def _sets_of(option: str, value: bool | Iterable[str], sets: tuple[str, ...]) -> frozenset[str]:
+    """The sets that an option is about: all quantised ones, or those of the precisions it names."""
+    if isinstance(value, bool):
+        return frozenset(QUANTISED).intersection(sets if value else ())
+    chosen = [value] if isinstance(value, str) else list(value)
     for name in chosen:
         if names.set_name(name) not in sets:
             raise UsageError(
-                f"rotate names {name!r}, whose weights are not among those loaded ({', '.join(sets)})",
+                f"{option} names {name!r}, whose weights are not among those loaded ({', '.join(sets)})",
                 "Name it in precisions as well.",
             )
     return frozenset(names.set_name(name) for name in chosen)

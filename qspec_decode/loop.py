@@ -29,6 +29,15 @@ class Rounds(Protocol):
         """Statistics of every draft level, the nearest first."""
         ...
 
+    @property
+    def num_bytes(self) -> int | None:
+        """Memory of the device that captured rounds hold; None of rounds that run op by op."""
+        ...
+
+    def give_back(self) -> None:
+        """End the use of caches that are the call's own."""
+        ...
+
 
 @dataclass(frozen=True)
 class Course:
@@ -71,7 +80,8 @@ class OnDevice:
 
     def __init__(self, rounds: Rounds, device: torch.device):
         self._rounds, self._device = rounds, device
-        self.all_stats = rounds.all_stats
+        self.all_stats, self.give_back = rounds.all_stats, rounds.give_back
+        self.num_bytes = rounds.num_bytes
 
     def round(self, rows: Tensor, lengths: Tensor, limits: Tensor, phase: str = "decode") -> Emission:
         """The round there, and what it committed here."""

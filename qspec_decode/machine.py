@@ -5,7 +5,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _ROOT = Path("/")
 
@@ -44,6 +47,16 @@ def available_bytes(root: Path = _ROOT) -> int | None:
     """
     free = _meminfo(root).get("MemAvailable")
     return min([*([] if free is None else [free]), *_leftovers(root)], default=None)
+
+
+def free_bytes(device: "torch.device") -> int | None:
+    """Memory that may still be taken on a device; of a GPU, with what torch holds of it without using it."""
+    if device.type != "cuda":
+        return available_bytes()
+    import torch
+
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from qspec_decode import config as configs
 from qspec_decode import load_options
 from qspec_decode.config import ModelConfig
 from qspec_decode.load_options import LoadOptions
-from qspec_decode.machine import available_bytes, gb
+from qspec_decode.machine import available_bytes, free_bytes, gb
 from qspec_decode.tensors import layer_shapes
 from qspec_kernels import UsageError
 
@@ -51,6 +51,7 @@ def memory_estimate(
     group_size: int = 128,
     rotate: bool | Iterable[str] = False,
     keep: Iterable[str] = (),
+    quant_lm_head: bool | Iterable[str] = False,
     dtype: torch.dtype | None = None,
 ) -> MemoryEstimate:
     """What `load` with the same arguments will take, from `config.json` alone.
@@ -63,11 +64,13 @@ def memory_estimate(
         For an option that `load` would refuse.
     """
     config = configs.from_dir(configs.resolve(path))
-    return estimate(
-        config, load_options.parse(precisions, group_size, rotate, keep, dtype, config.num_hidden_layers)
+    options = load_options.parse(
+        precisions, group_size, rotate, keep, quant_lm_head, dtype, config.num_hidden_layers
     )
+    return estimate(config, options)
 
 
+_CPU = torch.device("cpu")
 # what quantising and rotating a few rows takes, however large the matrix
 _STEPS_BYTES = 32 << 20
 
@@ -89,10 +92,10 @@ def estimate(config: ModelConfig, options: LoadOptions) -> MemoryEstimate:
                 size += sum(_matrix_bytes(shapes[f"{p}_proj"], name, kept, options) for p in parts)
         if name == "fp32":
             size += 0 if config.tie_word_embeddings else table * word
-        else:
+        elif name not in options.quantised_heads:
             half_head_in = half_head_in or name
             size += half_head if half_head_in == name else 0
-        if name == "mxfp4" and not options.keep_head:
+        if name in options.quantised_heads or (name == "mxfp4" and not options.keep_head):
             size += _matrix_bytes((config.vocab_size, config.hidden_size), name, False, options)
         sets[name] = size
     # one linear is at work at a time: as read, as float32, rotated, and joined with others
@@ -118,28 +121,30 @@ def _matrix_bytes(shape: tuple[int, ...], set_name: str, kept: bool, options: Lo
     return rows * (math.ceil(columns / 2) + math.ceil(columns / 32))
 
 
-def check_fits(config: ModelConfig, options: LoadOptions) -> None:
+def check_fits(config: ModelConfig, options: LoadOptions, device: torch.device = _CPU) -> None:
     """Raise a `UsageError` that says what would fit when loading would not.
 
-    Machines that do not say how much memory they have are taken at the user's word.
+    A GPU gets finished layers one by one; what their making takes is the host's. Machines that do not say
+    how much memory they have are taken at the user's word.
     """
-    available = available_bytes()
-    needed = estimate(config, options).peak
+    available = available_bytes() if device.type == "cpu" else free_bytes(device)
+    needed = _needed(config, options, device)
     if available is None or needed <= available:
         return
-    alone = _alone(config, options)
+    alone = _alone(config, options, device)
     fitting = [f"{name} alone ({gb(size)})" for name, size in alone.items() if size <= available]
     least = min(alone, key=lambda name: alone[name])
     hint = f"These would fit: {', '.join(fitting)}."
     if not fitting:
         hint = f"Even {least} alone needs {gb(alone[least])}; take a smaller model or a larger machine."
-    raise UsageError(f"{_loading(options)} needs {gb(needed)}, {gb(available)} are available", hint)
+    where = "" if device.type == "cpu" else f" on {device}"
+    raise UsageError(f"{_loading(options)} needs {gb(needed)}, {gb(available)} are available{where}", hint)
 
 
-def refused(config: ModelConfig, options: LoadOptions) -> UsageError:
+def refused(config: ModelConfig, options: LoadOptions, device: torch.device = _CPU) -> UsageError:
     """The error for memory that `check_fits` found and the system refused, as under `ulimit -v`."""
-    needed = estimate(config, options).peak
-    smaller = [f"{name} alone ({gb(n)})" for name, n in _alone(config, options).items() if n < needed]
+    needed = _needed(config, options, device)
+    smaller = [f"{name} alone ({gb(n)})" for name, n in _alone(config, options, device).items() if n < needed]
     return UsageError(
         f"{_loading(options)} needs {gb(needed)}, which the system refused",
         f"Raise the limit, or load less: {', '.join(smaller) or 'a smaller model'}.",
@@ -150,9 +155,15 @@ def _loading(options: LoadOptions) -> str:
     return f"loading {' + '.join(options.sets)} weights"
 
 
-def _alone(config: ModelConfig, options: LoadOptions) -> dict[str, int]:
+def _needed(config: ModelConfig, options: LoadOptions, device: torch.device) -> int:
+    found = estimate(config, options)
+    return found.peak if device.type == "cpu" else found.total
+
+
+def _alone(config: ModelConfig, options: LoadOptions, device: torch.device) -> dict[str, int]:
     """What loading a single set would take, by its name."""
-    return {name: estimate(config, replace(options, sets=(name,))).peak for name in ("bf16", "mxfp4", "int4")}
+    sets = ("bf16", "mxfp4", "int4")
+    return {name: _needed(config, replace(options, sets=(name,)), device) for name in sets}
 
 
 def give_back() -> None:

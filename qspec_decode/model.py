@@ -213,18 +213,15 @@ class Transformer:
             # the gain belongs to the checkpoint's basis, so the rotation is undone before it
             x = rmsnorm(x, self._ones, eps)
             x = hadamard(x, block=self.config.hidden_block, transpose=True, diagonal=weights.signs * gain)
-        if draft_head and weights.draft_head is not None:
-            return self._draft_logits(x, weights, weights.draft_head, act)
-        if weights.signs is None:
+        else:
             x = rmsnorm(x, gain, eps)
-        return linear(x, weights.head, self._mask)
-
-    def _draft_logits(self, x: Tensor, weights: WeightSet, head: PackedWeight, act: str) -> Tensor:
-        """All logits from 4 bits, then those that may matter from the matrix that verification uses."""
-        if weights.signs is None:
-            x = rmsnorm(x, self.final_norm, self.config.rms_norm_eps)
-        logits = linear(x, head, self._mask, act=act)
-        rescore(logits, x, weights.head, self._mask, count=RESCORED)
+        head, few_bits = weights.head, weights.draft_head if draft_head else None
+        if few_bits is None or isinstance(head, PackedWeight):
+            # one matrix of many: 8 bits of its input cost little, and 4 would change what is said
+            return linear(x, head, self._mask, act=_act(x, head, "a8" if act == "a4" else act))
+        # all logits from 4 bits, then those that may matter from the matrix that verification uses
+        logits = linear(x, few_bits, self._mask, act=act)
+        rescore(logits, x, head, self._mask, count=RESCORED)
         return logits
 
 

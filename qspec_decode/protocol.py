@@ -74,6 +74,33 @@ class Model(Protocol):
         ...
 
 
+class Relay:
+    """A model that leaves everything to another one, for subclasses that change a part of it.
+
+    Parameters
+    ----------
+    model
+        What computes.
+    """
+
+    def __init__(self, model: Model):
+        self._model = model
+        self.vocab_size = model.vocab_size
+        self.max_positions = model.max_positions
+        self.eos_token_ids = model.eos_token_ids
+        self.precisions = model.precisions
+        self.vocabulary = getattr(model, "vocabulary", None)
+        self.device = device_of(model)
+
+    def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
+        """The model's own."""
+        return self._model.new_cache(batch_size, capacity, precision)
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """As `Model.forward`."""
+        return self._model.forward(*inputs, **options)
+
+
 def give_back(cache: Cache) -> None:
     """Tell a cache that its use has ended, if it wants to know."""
     end = getattr(cache, "give_back", None)

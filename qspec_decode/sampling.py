@@ -14,6 +14,9 @@ from qspec_decode.noise import Seed, parse_seed
 from qspec_kernels import QSpecError, UsageError, argmax, softmax
 from qspec_kernels import draw as draw_rows
 
+# the mass that probabilities are counted in: a float32 above 2**-37 is a whole number of them
+_UNIT = 2**60
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -146,10 +149,11 @@ def unchecked_probabilities(
     probs = softmax(logits, params.temperature)
     if params.top_p < 1:
         ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-        ordered = ordered.masked_fill(before >= params.top_p, 0.0)
-        probs = torch.zeros_like(probs).scatter(-1, ids, ordered)
-        probs = probs / probs.sum(-1, keepdim=True)
+        # integers, whose sums are the same in any order: those of floats hang on how many rows there are
+        mass = (ordered.double() * _UNIT).long()
+        kept = mass.cumsum(-1) - mass < int(params.top_p * _UNIT)
+        kept = torch.zeros_like(kept).scatter(-1, ids, kept) | probs.isnan()
+        probs = softmax(logits.masked_fill(~kept, -torch.inf), params.temperature)
     return probs
 
 

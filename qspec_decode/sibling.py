@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qspec_decode.config import ModelConfig
-from qspec_decode.protocol import Cache, Model
+from qspec_decode.protocol import Model, Relay
 from qspec_kernels import UsageError
 
 
@@ -45,7 +45,7 @@ def aligned(model: Model, vocab_size: int) -> Model:
     return model if model.vocab_size == vocab_size else Aligned(model, vocab_size)
 
 
-class Aligned:
+class Aligned(Relay):
     """A draft model whose logits are cut, or extended by -inf, to the width of the target's.
 
     Parameters
@@ -57,33 +57,13 @@ class Aligned:
     """
 
     def __init__(self, model: Model, vocab_size: int):
-        self._model = model
+        super().__init__(model)
         self.vocab_size = vocab_size
-        self.max_positions = model.max_positions
-        self.eos_token_ids = model.eos_token_ids
-        self.precisions = model.precisions
 
-    def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
-        """The draft model's own."""
-        return self._model.new_cache(batch_size, capacity, precision)
-
-    def forward(
-        self,
-        ids: Tensor,
-        rows: Tensor,
-        positions: Tensor,
-        cache: Any,
-        precision: str,
-        *,
-        logits_at: Tensor | None = None,
-        draft_head: bool = False,
-        phase: str = "decode",
-    ) -> Tensor:
+    def forward(self, ids: Tensor, *inputs: Any, **options: Any) -> Tensor:
         """As `protocol.Model.forward`."""
         # An id beyond this model's table is padding or a token that only the target has. The last id stands
         # in for it: what is drafted behind it is verified like every draft, so only acceptance can suffer.
         known = ids.clamp(max=self._model.vocab_size - 1)
-        logits = self._model.forward(
-            known, rows, positions, cache, precision, logits_at=logits_at, draft_head=draft_head, phase=phase
-        )
+        logits = super().forward(known, *inputs, **options)
         return pad(logits, (0, self.vocab_size - logits.shape[-1]), value=-torch.inf)

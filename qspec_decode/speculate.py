@@ -9,9 +9,7 @@ from torch import Tensor
 from qspec_decode import ladder, loop, request
 from qspec_decode.accept import greedy, standard
 from qspec_decode.graphs import pool
-from qspec_decode.graphs.runner import Runner
 from qspec_decode.ladder import Draft, SpeculativeConfig
-from qspec_decode.levels import ModelLevel
 from qspec_decode.noise import RowSeed, Seed, row_seeds
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.proposal import Run
@@ -90,10 +88,8 @@ def speculate(
     rows = loop.Rows(prompts, params.max_new_tokens, model.max_positions, eos)
     with rounds(wanted, prompts, pairs) as top:
         course = loop.run(top, rows, streamer)
-        levels = list(top.all_stats())
-        graph_bytes = top.num_bytes if isinstance(top, Runner) else None
-        if isinstance(top, ModelLevel):
-            top.give_back()
+        levels, graph_bytes = list(top.all_stats()), top.num_bytes
+        top.give_back()
     return DecodingOutput(
         sequences=[torch.tensor(p + t) for p, t in zip(prompts, rows.token_ids, strict=True)],
         token_ids=rows.token_ids,

@@ -21,7 +21,8 @@ class SpecDecodingStats:
     num_refused
         Those of them in which a draft was refused, which ends the round.
     draft_time, verify_time
-        Time in this level's proposals, and in the verification of them.
+        Time in this level's proposals, and in the verification of them; 0 where rounds were captured as CUDA
+        graphs, which are one launch each.
     """
 
     name: str

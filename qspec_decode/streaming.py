@@ -1,5 +1,6 @@
 """`TextStreamer`: text as it is decoded, coloured by where each token came from."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from qspec_decode.tokenizer import Tokenizer
@@ -34,10 +35,20 @@ class TextStreamer:
         Where the text goes, usually standard output.
     colour
         Tell accepted drafts, corrections and bonus tokens apart with ANSI colours.
+    opening
+        Called once, when the first tokens are there and before they are written.
     """
 
-    def __init__(self, tokenizer: Tokenizer, out: Sink, *, colour: bool):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        out: Sink,
+        *,
+        colour: bool,
+        opening: Callable[[], None] | None = None,
+    ):
         self._tokenizer, self._out, self._colour = tokenizer, out, colour
+        self._opening = opening
         self._ids: list[int] = []
         # text of ids before `_read` is written; decoding starts at `_start`, because some tokenizers
         # drop a blank at the very beginning of what they decode
@@ -47,6 +58,9 @@ class TextStreamer:
         self, rows: list[int], tokens: list[list[int]], num_drafted: list[int], num_accepted: list[int]
     ) -> None:
         """See `qspec_decode.output.Streamer`. Rows other than 0 are passed over."""
+        if self._opening:
+            self._opening()
+            self._opening = None
         for row, ids, drafted, accepted in zip(rows, tokens, num_drafted, num_accepted, strict=True):
             if row:
                 continue

@@ -50,16 +50,17 @@ class WeightSet:
     layers
         One entry per layer.
     head
-        Output matrix [vocab, hidden], dense; the same object in every 16-bit and 4-bit set.
+        Output matrix [vocab, hidden]: dense, the same object in every 16-bit and 4-bit set, but for sets
+        that have it in their own format (`load`'s `quant_lm_head`).
     draft_head
-        A 4-bit copy of it, which drafts may use; verification never does.
+        A 4-bit copy of a dense one, which drafts may use; verification never does.
     signs
         The signs [hidden] of a rotated set, whose layers expect the residual stream times these and
         Hadamard-transformed (see `qspec_decode.prepare`); None for weights in the checkpoint's basis.
     """
 
     layers: tuple[LayerWeights, ...]
-    head: Tensor
+    head: Weight
     draft_head: PackedWeight | None = None
     signs: Tensor | None = None
 

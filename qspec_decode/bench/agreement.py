@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qspec_decode.progress import track
-from qspec_decode.protocol import Model
+from qspec_decode.protocol import Model, device_of
 from qspec_decode.request import loaded_precision
 from qspec_decode.sampling import SamplingParams, probabilities
 
@@ -48,8 +48,8 @@ class Voice:
 
     def logits(self, text: Sequence[int]) -> Tensor:
         """Next-token logits [len(text), vocab] after every token of a text."""
-        precision = loaded_precision(self.model, self.precision)
-        ids, positions = torch.tensor(text), torch.arange(len(text))
+        precision, device = loaded_precision(self.model, self.precision), device_of(self.model)
+        ids, positions = torch.tensor(text).to(device), torch.arange(len(text), device=device)
         cache = self.model.new_cache(1, len(text), precision)
         return self.model.forward(
             ids, torch.zeros_like(ids), positions, cache, precision, draft_head=self.draft

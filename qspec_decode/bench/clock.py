@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput
-from qspec_decode.protocol import Cache
+from qspec_decode.protocol import Model, Relay
 
 
 @dataclass(frozen=True)
@@ -24,15 +23,15 @@ class Made:
         What it decoded with, and whether with the output matrix of drafts.
     tokens
         Of all rows together.
-    began, seconds
-        On `time.perf_counter`'s clock.
+    phase
+        As in `protocol.Model.forward`: "prefill" for prompts.
     """
 
     owner: str
     precision: str
     draft: bool
     tokens: int
-    began: float
+    phase: str
     seconds: float
 
 
@@ -49,7 +48,7 @@ class Call:
         return self.output.decode_seconds - sum(made.seconds for made in self.passes)
 
 
-class Clocked:
+class Clocked(Relay):
     """A model that notes its passes.
 
     Parameters
@@ -62,38 +61,19 @@ class Clocked:
         Where they are.
     """
 
-    def __init__(self, model: Transformer, owner: str, made: list[Made]):
-        self._model, self._owner, self._made = model, owner, made
-        self.vocab_size = model.vocab_size
-        self.max_positions = model.max_positions
-        self.eos_token_ids = model.eos_token_ids
-        self.precisions = model.precisions
-        self.vocabulary = model.vocabulary
-        self.device = model.device
-
-    def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
-        """The model's own."""
-        return self._model.new_cache(batch_size, capacity, precision)
+    def __init__(self, model: Model, owner: str, made: list[Made]):
+        super().__init__(model)
+        self._owner, self._made = owner, made
 
     def forward(
-        self,
-        ids: Tensor,
-        rows: Tensor,
-        positions: Tensor,
-        cache: Any,
-        precision: str,
-        *,
-        logits_at: Tensor | None = None,
-        draft_head: bool = False,
-        phase: str = "decode",
+        self, ids: Tensor, rows: Tensor, positions: Tensor, cache: Any, precision: str, **options: Any
     ) -> Tensor:
         """As `protocol.Model.forward`."""
         began = time.perf_counter()
-        logits = self._model.forward(
-            ids, rows, positions, cache, precision, logits_at=logits_at, draft_head=draft_head, phase=phase
-        )
+        logits = super().forward(ids, rows, positions, cache, precision, **options)
         seconds = time.perf_counter() - began
-        self._made.append(Made(self._owner, precision, draft_head, len(ids), began, seconds))
+        draft, phase = options.get("draft_head", False), options.get("phase", "decode")
+        self._made.append(Made(self._owner, precision, draft, len(ids), phase, seconds))
         return logits
 
 
@@ -101,6 +81,4 @@ def noted(decode: Callable[[], DecodingOutput], made: list[Made]) -> Call:
     """Run `decode`, whose models note their passes in `made`, and keep those behind the prefill."""
     made.clear()
     output = decode()
-    # decoding ends with the call; a pass of the prefill lies wholly before its beginning
-    began = time.perf_counter() - output.decode_seconds
-    return Call(output, tuple(one for one in made if one.began + one.seconds / 2 > began))
+    return Call(output, tuple(one for one in made if one.phase == "decode"))

@@ -22,7 +22,7 @@ from qspec_decode.demo.prompts import read
 from qspec_decode.demo.widen import write_checkpoint
 from qspec_decode.load import load, load_tokenizer
 from qspec_decode.model import Transformer
-from qspec_kernels import UsageError, isa
+from qspec_kernels import PackedWeight, UsageError, isa
 
 MIN_CALLS = 3
 PASS_SECONDS = 0.6
@@ -93,17 +93,26 @@ class Settings:
 
 
 def prepare(
-    model: str, scale: str, num_prompts: int | None, max_new_tokens: int, say: Callable[[str], None]
+    model: str,
+    scale: str,
+    num_prompts: int | None,
+    max_new_tokens: int,
+    say: Callable[[str], None],
+    *,
+    quant_lm_head: bool = True,
 ) -> Subject:
     """Load the demo, widened, or another model as it is.
+
+    `quant_lm_head` holds the output matrix of int4 weights in int4, as llama.cpp's Q4_0 file does.
 
     Raises
     ------
     UsageError
         More prompts than there are, or more tokens than the model has positions.
     """
+    heads = ("w4a16",) if quant_lm_head else ()
     if model == "demo":
-        demo = run.prepare(scale, num_prompts, max_new_tokens, say)
+        demo = run.prepare(scale, num_prompts, max_new_tokens, say, quant_lm_head=heads)
         arena = demo.arena
         return Subject(
             model, scale, arena.model, arena.small, demo.prompts, demo.agreements, demo.load_seconds
@@ -114,7 +123,7 @@ def prepare(
         raise UsageError(
             f"--prompts is {num_prompts}, expected 1 to {len(ids)}, the held-out prompts there are"
         )
-    loaded = load(model, run.PRECISIONS)
+    loaded = load(model, run.PRECISIONS, quant_lm_head=heads)
     room = loaded.max_positions - max(map(len, ids))
     if not 2 <= max_new_tokens <= room:
         raise UsageError(f"--max-new-tokens is {max_new_tokens}, expected 2 to {room}")
@@ -146,6 +155,7 @@ def measure(
         "note": subject.note,
         "num_prompts": len(subject.prompts),
         "max_new_tokens": settings.max_new_tokens,
+        "quant_lm_head": isinstance(subject.model.sets["int4"].head, PackedWeight),
         "batches": batches,
         "agreement": [one.to_dict() for one in subject.agreements],
     }

@@ -21,7 +21,7 @@ def facts() -> dict[str, Any]:
         "usable_cpus": machine.usable_cpus()["count"],
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
     }
 

@@ -61,9 +61,10 @@ class Warm:
 
     def __init__(self, model: Transformer, precision: str, rows: Sequence[Sequence[int]], position: int):
         self.model, self.position = model, position
-        self._ids = torch.tensor([list(islice(cycle(row), position + MAX_WIDTH)) for row in rows])
+        texts = [list(islice(cycle(row), position + MAX_WIDTH)) for row in rows]
+        self._ids = torch.tensor(texts).to(model.device)
         self.cache = model.new_cache(len(rows), position + MAX_WIDTH, precision)
-        last = torch.arange(1, len(rows) + 1) * position - 1
+        last = torch.arange(1, len(rows) + 1, device=model.device) * position - 1
         model.forward(*self._tokens(0, position), self.cache, precision, logits_at=last)
         self._inputs = [self._tokens(position, width) for width in range(MAX_WIDTH + 1)]
 
@@ -82,9 +83,9 @@ class Warm:
         return self.cache.replay.latest
 
     def _tokens(self, first: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        num_rows = len(self._ids)
-        rows = torch.arange(num_rows).repeat_interleave(width)
-        positions = torch.arange(first, first + width).repeat(num_rows)
+        num_rows, device = len(self._ids), self._ids.device
+        rows = torch.arange(num_rows, device=device).repeat_interleave(width)
+        positions = torch.arange(first, first + width, device=device).repeat(num_rows)
         return self._ids[:, first : first + width].flatten(), rows, positions
 
 

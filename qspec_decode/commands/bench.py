@@ -1,13 +1,12 @@
 """`qspec bench`, and `qspec bench kernels`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qspec_decode.commands.outcome import note
+from qspec_decode.commands.json_file import check_file, write_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,20 +63,6 @@ def kernels(
     console = wide_console(124)
     console.print(_head(document))
     console.print(_table(document["rows"]))
-
-
-def check_file(path: Path | None) -> None:
-    """Raise a UsageError where the file that `--json` names cannot be made, before anything is measured."""
-    from qspec_kernels import UsageError
-
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"--json names {path}, whose directory does not exist", "Make it first.")
-
-
-def write_file(path: Path, document: dict[str, Any]) -> None:
-    """Write everything that was measured."""
-    path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
-    note(f"written to {path}")
 
 
 def split_names(text: str) -> list[str]:

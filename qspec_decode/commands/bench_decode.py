@@ -1,6 +1,5 @@
 """`qspec bench decode`."""
 
-import json
 import sys
 import tempfile
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qspec_decode.commands.demo import Scale, new_table, status
-from qspec_decode.commands.outcome import note
+from qspec_decode.commands.json_file import check_file, write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +49,10 @@ def decode(
             help="llama.cpp's server; otherwise the one that QSPEC_LLAMA_SERVER names, or that is on PATH.",
         ),
     ] = None,
+    quant_lm_head: Annotated[
+        bool,
+        typer.Option(help="Whether int4 weights have the output matrix in int4, as the Q4_0 file does."),
+    ] = True,
     prompts: Annotated[int, typer.Option(help="Held-out prompts; 16 give figures of record.")] = 16,
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens per prompt and run; figures of record have 16 to 48.")
@@ -68,8 +71,7 @@ def decode(
     from qspec_decode.bench import peers as others
     from qspec_kernels import UsageError
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json names {json_file}, whose directory does not exist", "Make it first.")
+    check_file(json_file)
     if model != "demo" and scale is not None:
         raise UsageError(f"--scale {scale} is about the demo model, and {model} was named", "Leave one out.")
     names = _names(peers)
@@ -79,7 +81,9 @@ def decode(
     began = time.perf_counter()
     with status(began, None) as say, tempfile.TemporaryDirectory() as scratch, ExitStack() as closing:
         say("loading ...")
-        subject = bench.prepare(model, scale or "0.5b", prompts, max_new_tokens, say)
+        subject = bench.prepare(
+            model, scale or "0.5b", prompts, max_new_tokens, say, quant_lm_head=quant_lm_head
+        )
         chosen = bench.choose_ladders(subject, ladders)
         settings = bench.Settings(batches, chosen, counts, max_new_tokens)
         here = Path(scratch)
@@ -89,8 +93,7 @@ def decode(
         ready, skipped = others.open_peers(names, weights, llama_server, closing, say)
         document = bench.measure(subject, settings, ready, say) | {"skipped_peers": skipped}
     if json_file is not None:
-        json_file.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
-        note(f"written to {json_file}")
+        write_file(json_file, document)
     print_report(document)
 
 
@@ -121,7 +124,8 @@ def print_report(document: dict[str, Any]) -> None:
     machine = document["machine"]
     console.print(
         f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads, {machine['date']}. Held-out "
-        f"prompts: {document['num_prompts']}, {document['max_new_tokens']} new tokens each, greedy.\n"
+        f"prompts: {document['num_prompts']}, {document['max_new_tokens']} new tokens each, greedy. "
+        f"Output matrix of int4 weights: {'int4' if document['quant_lm_head'] else 'bf16'}.\n"
     )
     for batch in document["batches"]:
         console.print(_plain_table(batch))

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from qspec_decode.commands.bench import check_file, new_table, wide_console, write_file
+from qspec_decode.commands.bench import new_table, wide_console
+from qspec_decode.commands.json_file import check_file, write_file
 from qspec_decode.commands.outcome import note
 
 

@@ -1,10 +1,13 @@
 """How every command ends: one JSON document or readable text, and errors with a way out."""
 
 import json
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,7 +17,10 @@ USAGE_STATUS, BUG_STATUS, INTERRUPTED_STATUS = 2, 1, 130
 
 
 class Commands(TyperGroup):
-    """The command group: turns errors into a message or a document, and an interrupt into status 130."""
+    """The command group: turns errors into a message or a document, and an interrupt into status 130.
+
+    SIGTERM is an interrupt as Ctrl-C is, so that `kill` leaves no temporary files either.
+    """
 
     def main(
         self,
@@ -25,11 +31,12 @@ class Commands(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command and exit: 0, 2 for errors that the caller can mend, 1 for a bug, 130 for Ctrl-C."""
+        """Run a command and exit: 0, 2 for errors that the caller can mend, 1 for a bug, 130 if stopped."""
         arguments = list(sys.argv[1:] if args is None else args)
-        as_json = "--json" in arguments
+        # a command that writes a file takes --json=FILE, too
+        as_json = any(part.split("=")[0] == "--json" for part in arguments)
         try:
-            with warnings.catch_warnings():
+            with _interrupted_by_sigterm(), warnings.catch_warnings():
                 warnings.showwarning = _show_note
                 status = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
         except (KeyboardInterrupt, typer.Abort):
@@ -52,6 +59,20 @@ def print_json(document: dict[str, Any]) -> None:
 def note(text: str) -> None:
     """Something worth knowing that is no result: a line on standard error."""
     print(text, file=sys.stderr)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    # Python lets no other thread handle signals
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        # None stands for a handler that is not Python's
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _report(error: Exception, as_json: bool) -> int:

@@ -32,6 +32,7 @@ class Options:
     seed: int | None
     group_size: int | None
     rotate: bool
+    quant_lm_head: bool
     device: str
     chat: bool
 
@@ -68,6 +69,7 @@ class Plan:
             self.precisions,
             group_size=group_size,
             rotate=options.rotate,
+            quant_lm_head=[options.target] if options.quant_lm_head else [],
             device=options.device,
         )
         drafts: list[Draft] = [
@@ -199,8 +201,13 @@ def _check_weights(options: Options, precisions: tuple[str, ...]) -> None:
             f"--group-size {options.group_size} is about INT4 weights, and {named} has none",
             "Leave it out, or choose a target or draft such as w4a16 or w4a8.",
         )
-    if options.rotate and not sets & {"int4", "mxfp4"}:
+    if options.rotate and not sets.intersection(load_options.QUANTISED):
         raise UsageError(
             f"--rotate is about 4-bit weights, and {named} has none",
             "Leave it out, or choose a 4-bit target or draft.",
+        )
+    if options.quant_lm_head and set_name(options.target) not in load_options.QUANTISED:
+        raise UsageError(
+            f"--quant-lm-head is about a 4-bit target, and --target is {options.target}",
+            "Leave it out, or choose a target such as w4a16. Drafts in mxfp4 have it anyway.",
         )

@@ -55,8 +55,17 @@ class Demo:
     load_seconds: float
 
 
-def prepare(scale: str, num_prompts: int | None, max_new_tokens: int, say: Callable[[str], None]) -> Demo:
+def prepare(
+    scale: str,
+    num_prompts: int | None,
+    max_new_tokens: int,
+    say: Callable[[str], None],
+    *,
+    quant_lm_head: Sequence[str] = (),
+) -> Demo:
     """Check the options, load, compare precisions on held-out text, widen; `say` is told what comes next.
+
+    `quant_lm_head` is that of `load`.
 
     Raises
     ------
@@ -70,7 +79,7 @@ def prepare(scale: str, num_prompts: int | None, max_new_tokens: int, say: Calla
             f"--prompts is {num_prompts}, expected 1 to {len(ids)}, the held-out prompts there are"
         )
     began = time.perf_counter()
-    model, small = load("demo", PRECISIONS), load("demo-small", ("bf16",))
+    model, small = load("demo", PRECISIONS, quant_lm_head=quant_lm_head), load("demo-small", ("bf16",))
     room = model.max_positions - max(map(len, ids))
     if not 2 <= max_new_tokens <= room:
         raise UsageError(

@@ -13,6 +13,7 @@ wide quantised model, too, says what the small quantised one says.
 """
 
 from dataclasses import replace
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -43,12 +44,15 @@ def widen(model: Transformer, scale: str | WidenPlan) -> Transformer:
     Raises
     ------
     UsageError
-        For an unknown scale, for a wide model that does not fit in memory, and for int4 scales so small
-        that dividing them is not exact.
+        For an unknown scale, for a wide model that does not fit in the host's memory where it is to be there,
+        and for int4 scales so small that dividing them is not exact.
     """
     chosen = plan(scale, model.config) if isinstance(scale, str) else scale
     _check_fits(model, chosen)
     return _Widener(model, chosen).widen()
+
+
+_Weight = TypeVar("_Weight", bound=Weight)
 
 
 class _Widener:
@@ -56,7 +60,7 @@ class _Widener:
 
     def __init__(self, model: Transformer, chosen: WidenPlan):
         self.model, self.plan, self.small = model, chosen, model.config
-        self._tables: dict[int, Tensor] = {}
+        self._tables: dict[int, Weight] = {}
 
     def widen(self) -> Transformer:
         model, tile = self.model, self.plan.hidden_tile
@@ -70,10 +74,7 @@ class _Widener:
         )
 
     def _set(self, name: str, weights: WeightSet) -> WeightSet:
-        tile = self.plan.hidden_tile
-        draft_head = weights.draft_head
-        if draft_head is not None:
-            draft_head = tile_packed(draft_head, self._ids(draft_head.device), tile, divisor=1)
+        tile, draft_head = self.plan.hidden_tile, weights.draft_head
         layers: list[LayerWeights] = []
         silent: dict[str, Weight] = {}
         for index in track(range(self.plan.num_layers), self.plan.num_layers, f"widening {name}"):
@@ -86,21 +87,16 @@ class _Widener:
         return WeightSet(
             tuple(layers),
             self._table(weights.head),
-            draft_head,
+            None if draft_head is None else self._table(draft_head),
             None if weights.signs is None else weights.signs.repeat(tile),
         )
 
-    def _table(self, table: Tensor) -> Tensor:
+    def _table(self, table: _Weight) -> _Weight:
         """Not divided: the last norm's gain is. Ids that are added repeat real ones and are masked."""
         if id(table) not in self._tables:
-            ids = self._ids(table.device)
-            wide = table.new_empty(len(ids), table.shape[1] * self.plan.hidden_tile)
-            torch.index_select(table.repeat(1, self.plan.hidden_tile), 0, ids, out=wide)
-            self._tables[id(table)] = wide
-        return self._tables[id(table)]
-
-    def _ids(self, device: torch.device) -> Tensor:
-        return torch.arange(self.plan.vocab_size, device=device) % self.small.vocab_size
+            ids = torch.arange(self.plan.vocab_size, device=table.device) % self.small.vocab_size
+            self._tables[id(table)] = _tiled(table, ids, self.plan.hidden_tile)
+        return cast(_Weight, self._tables[id(table)])
 
     def _matrix(self, weight: Weight, field: str) -> Weight:
         """A matrix of LayerWeights, by the name of its field."""
@@ -151,6 +147,13 @@ class _Widener:
         return {field: self._matrix(_zeros(getattr(layer, field)), field) for field in ("o", "down")}
 
 
+def _tiled(table: Weight, ids: Tensor, tile: int) -> Weight:
+    if isinstance(table, PackedWeight):
+        return tile_packed(table, ids, tile, divisor=1)
+    wide = table.new_empty(len(ids), table.shape[1] * tile)
+    return torch.index_select(table.repeat(1, tile), 0, ids, out=wide)
+
+
 def _zeros(weight: Weight) -> Weight:
     if isinstance(weight, Tensor):
         return torch.zeros_like(weight)
@@ -176,8 +179,8 @@ def _clone(weight: Weight) -> Weight:
 
 
 def _check_fits(model: Transformer, chosen: WidenPlan) -> None:
-    """Raise before anything is allocated if the wide model would not fit."""
-    available = memory.available_bytes()
+    """Raise before anything is allocated if the wide model would not fit in the memory of the host."""
+    available = memory.available_bytes() if model.device.type == "cpu" else None
     config = chosen.config(model.config)
     growth = num_bytes(replace(config, vocab_size=0)) / num_bytes(replace(model.config, vocab_size=0))
     tables = {id(table): table for table in (model.embedding, *(s.head for s in model.sets.values()))}

@@ -24,6 +24,9 @@ from qspec_kernels import UsageError, explain
 MOST_RUNNERS = 4
 """Runners that a model keeps; the one that has not been used for longest makes room."""
 
+MOST_MEMORY = 0.5
+"""Share of a GPU's memory that they may hold together; the latest stays whatever it holds."""
+
 _CAPACITY_STEP = 256
 # ops whose plain torch path looks at values on the host
 _WAITING = ("attention", "rescore", "draw_residual")
@@ -120,15 +123,19 @@ class Runners:
     ----------
     device
         The model's.
+    max_bytes
+        What idle runners may hold together; otherwise `MOST_MEMORY` of a GPU's memory. The latest stays.
     """
 
-    def __init__(self, device: torch.device):
-        self._device = device
+    def __init__(self, device: torch.device, max_bytes: int | None = None):
+        self._device, self._max_bytes = device, max_bytes
         self._idle: list[tuple[tuple[Any, ...], Runner]] = []
         self._lock = threading.RLock()
         self._stream: Any = None
         self._memory: Any = None
         if device.type == "cuda":
+            if max_bytes is None:
+                self._max_bytes = int(torch.cuda.mem_get_info(device)[1] * MOST_MEMORY)
             self._stream = torch.cuda.Stream(device)
             self._memory = torch.cuda.graph_pool_handle()
 
@@ -164,6 +171,8 @@ class Runners:
             if kind == key and idle.batch_size == rows and idle.capacity >= capacity:
                 return self._idle.pop(index)[1]
         room = min(-(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP, wanted.model.max_positions)
+        # a ladder that cannot be is no reason to give up graphs
+        ladder.rungs(wanted.model, wanted.target, wanted.drafts)
         try:
             return self._make(wanted, rows, room)
         except (torch.OutOfMemoryError, UsageError):
@@ -173,9 +182,11 @@ class Runners:
         return self._make(wanted, rows, room)
 
     def put(self, wanted: Wanted, runner: Runner) -> None:
-        """Keep a runner that a call is done with."""
+        """Keep a runner that a call is done with; those before it make room, the oldest first."""
         self._idle.insert(0, (wanted.key, runner))
         del self._idle[MOST_RUNNERS:]
+        while len(self._idle) > 1 and self._max_bytes is not None and self.num_bytes > self._max_bytes:
+            self._idle.pop()
 
     def _make(self, wanted: Wanted, rows: int, capacity: int) -> Runner:
         counts = ladder.num_speculative_tokens(wanted.config, wanted.target, wanted.drafts)

@@ -104,6 +104,9 @@ class Runner:
         """Statistics of every draft level, the nearest first."""
         return self._top.all_stats()
 
+    def give_back(self) -> None:
+        """Nothing: it keeps its caches for the next call."""
+
     def _begin(self, rows: Tensor, lengths: Tensor, limits: Tensor) -> None:
         """From here on the device knows itself which rows go on and how long they are."""
         state = torch.ones(3, self.batch_size, dtype=torch.int64)

@@ -92,6 +92,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def main(model_path: str, small_path: str) -> dict[str, Any]:
     """Every ladder on the device and on the CPU, and what rounds bring to the host."""
     from qspec_decode import DraftModel, generate, load, speculate, weights
+    from qspec_decode.bench.agreement import Voice
+    from qspec_decode.bench.passes import Pass, Warm
     from qspec_decode.graphs.round import Round
 
     torch.set_num_threads(1)
@@ -118,7 +120,7 @@ def main(model_path: str, small_path: str) -> dict[str, Any]:
             for temperature in (0.0, 0.8):
                 prompts = [[rng.randrange(211) for _ in range(rng.randint(1, 12))] for _ in range(3)]
                 options = {"max_new_tokens": 7, "seed": 1, "eos_token_id": rng.randrange(211)}
-                texts = []
+                texts, given_back = [], False
                 for models, eager in (
                     ((here, small_here), True),
                     *(((there, small_there), e) for e in (True, False)),
@@ -131,16 +133,28 @@ def main(model_path: str, small_path: str) -> dict[str, Any]:
                         else generate(models[0], prompts, **call)
                     )
                     texts.append(out.token_ids)
+                    if models[0] is there and eager:
+                        given_back = there._spares.num_bytes > 0
                 # sampled, a deep ladder has other rounds when they are captured
                 alike = texts[:2] if temperature and len(draft) > 1 else texts
                 same = all(text == texts[0] for text in alike)
-                calls.append({"draft": draft, "temperature": temperature, "same": same})
+                found = {"draft": draft, "temperature": temperature, "same": same, "given_back": given_back}
+                calls.append(found)
+        text, kind = list(range(20)), Pass("target", "mxfp4a8", 3, draft=True)
+        measured = [
+            (
+                Voice(model, "bf16", "bf16").logits(text).cpu(),
+                Warm(model, "bf16", [text], 9).forward(kind).cpu(),
+            )
+            for model in (here, there)
+        ]
         mixed = "nothing"
         try:
             torch.zeros(3, device=DEVICE) + torch.zeros(3)
         except Mixed as error:
             mixed = str(error)
-    return {"calls": calls, "rounds": rounds, "host": HOST, "mixed": mixed}
+    alike = [torch.equal(*pair) for pair in zip(*measured, strict=True)]
+    return {"calls": calls, "rounds": rounds, "host": HOST, "measured": alike, "mixed": mixed}
 
 
 def on_device(model: Any) -> Any:

@@ -92,7 +92,8 @@ def test_values_between_measured_ones_lie_on_lines() -> None:
 def made_call(seconds: float, passes: Sequence[tuple[int, bool]], **output: Any) -> Call:
     """So many seconds of decoding, with passes of so many tokens in 0.1 s each."""
     noted_passes = [
-        Made("target", "mxfp4a8" if draft else "bf16", draft, tokens, 0.0, 0.1) for tokens, draft in passes
+        Made("target", "mxfp4a8" if draft else "bf16", draft, tokens, "decode", 0.1)
+        for tokens, draft in passes
     ]
     out = peer_output([[0] * 11], "bf16", 0.0, seconds)
     out.levels, out.num_target_steps = output.get("levels", []), sum(not draft for _, draft in passes)
@@ -135,8 +136,8 @@ def test_rows_that_end_early_leave_smaller_passes(model: Transformer) -> None:
     seconds = {kind: float(kind.width * (kind.rows or 16)) for kind in kinds}
     costs = Costs({kind: Spread(s, s, s) for kind, s in seconds.items()}, 16)
     for tokens in (1, 3, 16, 21, 48):
-        assert costs.alone(Made("target", "bf16", False, tokens, 0.0, 1.0)) == pytest.approx(tokens)
-    assert costs.alone(Made("target", "mxfp4a8", True, 11, 0.0, 1.0)) == pytest.approx(11)
+        assert costs.alone(Made("target", "bf16", False, tokens, "decode", 1.0)) == pytest.approx(tokens)
+    assert costs.alone(Made("target", "mxfp4a8", True, 11, "decode", 1.0)) == pytest.approx(11)
     ladder = made_call(1.0, [(1, False)], levels=[stats([2], [1])])
     found = costs.explain(one.steps, [ladder], [made_call(1.0, [(1, False)])])
     assert [row["k"] for row in found["by_k"]] == [1, 2]

@@ -1,6 +1,8 @@
 """`qspec bench decode`: who decodes, what passes cost, and what follows from it."""
 
 import json
+import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -199,3 +201,30 @@ def test_options_that_cannot_be_are_refused(options: list[str], message: str) ->
     result = CliRunner().invoke(app(), ["decode", *options])
     assert result.exit_code == 2
     assert message in result.stderr + result.stdout
+
+
+def test_kill_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends a command as Ctrl-C does, and afterwards it is handled as before."""
+    handled: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        handled.append(number)
+
+    def prepare(*_: object, **__: object) -> None:
+        (scratch,) = tmp_path.iterdir()
+        (scratch / "model.safetensors").write_bytes(b"weights")
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(decode, "prepare", prepare)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        result = CliRunner().invoke(app(), ["decode", "--peers", "none"])
+        assert not handled
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 130
+    assert result.stderr.rstrip().endswith("interrupted")
+    assert not list(tmp_path.iterdir())
+    assert handled == [signal.SIGTERM]

@@ -1,5 +1,6 @@
 """The command `qspec` on tiny random checkpoints: documents, errors, exit statuses, interrupts."""
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from qspec_decode import demo
+from qspec_decode.commands.generate import generate
 from qspec_decode.demo.widen_plan import SCALES, Scale
 from tests.decode.command_line import document, run
 
@@ -132,6 +134,7 @@ def test_a_batch_mixes_texts_and_ids_and_equals_single_prompts(bundle: Path, tmp
         "--group-size",
         "32",
         "--rotate",
+        "--quant-lm-head",
         "--max-new-tokens",
         "9",
         "--json",
@@ -154,6 +157,25 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(tmp_path: Path) -> None:
     assert result.stdout == expected["text"][0] + "\n"
     assert "the same text" in result.stderr
     assert "drafts accepted" in result.stderr
+
+
+def test_a_terminal_shows_that_the_prompt_is_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take a minute before there is anything to stream; then nothing but the text may move."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "stderr", shown)
+    generate("demo", prompt="def f(x):", max_new_tokens=4)
+    before, _, behind = shown.getvalue().partition("def f(x):")
+    assert "decoding ..." in before
+    assert "draft that stood" in before
+    assert "decoding ..." not in behind
+    assert "4 tokens" in behind
 
 
 def test_a_checkpoint_without_a_tokenizer_decodes_ids(bundle: Path, tmp_path: Path) -> None:
@@ -209,15 +231,19 @@ def qspec(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("json_option", [[], ["--json"]], ids=["text", "json"])
-def test_ctrl_c_exits_with_130_and_writes_nothing_by_halves(bundle: Path, json_option: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("sent", "json_option"), [(signal.SIGINT, []), (signal.SIGTERM, ["--json"])], ids=["Ctrl-C", "kill, json"]
+)
+def test_an_interrupt_exits_with_130_and_writes_nothing_by_halves(
+    bundle: Path, sent: signal.Signals, json_option: list[str]
+) -> None:
     process = qspec(
         "generate", str(bundle / "target"), "--prompt-ids", "1,2", "--max-new-tokens", "1000",
         "--temperature", "1", *json_option,
     )  # fmt: skip
     assert process.stderr is not None
     assert "loading" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert stderr.rstrip().endswith("interrupted")
@@ -241,8 +267,9 @@ def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
 
 
 def test_help_teaches_by_example() -> None:
-    for command in ("demo", "generate", "doctor"):
-        result = run(command, "--help")
+    bench = [f"bench {name}" for name in ("kernels", "decode", "gpu", "train")]
+    for command in ("demo", "generate", "doctor", *bench):
+        result = run(*command.split(), "--help")
         assert result.exit_code == 0
         assert f"qspec {command}" in result.stdout.partition("Examples")[2]
 

@@ -44,6 +44,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "group-size-without-int4": (("generate", "demo", *PROMPT, "--group-size", "64"), "--group-size 64"),
     "group-size": (("generate", "demo", *PROMPT, "--target", "w4a16", "--group-size", "33"), "33"),
     "rotate-without-4-bit": (("generate", "demo", *PROMPT, "--draft", "ngram", "--rotate"), "--rotate"),
+    "quant-lm-head": (("generate", "demo", *PROMPT, "--draft", "w4a8", "--quant-lm-head"), "--quant-lm-head"),
     "no-default-draft": (("generate", "demo", *PROMPT, "--target", "mxfp4"), "mxfp4"),
     "unknown-device": (("generate", "demo", *PROMPT, "--device", "tpu"), "device is 'tpu'"),
     "no-template": (("generate", "demo", *PROMPT, "--chat"), "chat template"),

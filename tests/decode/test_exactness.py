@@ -33,6 +33,15 @@ LADDERS: list[list[str]] = [
     ["small", "ngram"],
 ]
 
+# family, target, what drafts for it: texts of 64 tokens and more
+LONG: list[tuple[str, str, list[str]]] = [
+    ("llama", "fp32", ["mxfp4"]),
+    ("mistral-window", "bf16", ["mxfp4", "small"]),
+    ("qwen2", "w4a8", ["ngram"]),
+    ("qwen3", "w4a8", ["w4a4"]),
+    ("llama", "w4a4", ["small"]),
+]
+
 # more runs of everything random than a test run has time for
 RUNS = int(os.environ.get("QSPEC_TEST_RUNS", "1"))
 
@@ -77,6 +86,26 @@ def test_greedy_speculation_equals_plain_decoding(family: Families, name: str, p
         fast = speculate(model, prompts, draft=draft, num_speculative_tokens=k, **options)
         assert fast.token_ids == plain.token_ids, (target, names, k, batch)
         assert fast.finish_reasons == plain.finish_reasons
+
+
+@pytest.mark.parametrize(("name", "target", "names"), LONG, ids=str)
+def test_long_texts_of_every_target_are_plain_decodings(
+    family: Families, name: str, target: str, names: list[str]
+) -> None:
+    own = [level for level in names if level not in ("small", "ngram")]
+    rotate = own if name == "llama" else ()
+    model = load(family(name)[0], precisions=(target, *own), rotate=rotate)
+    small = load(family("llama-tied-one-kv-head")[0], precisions=("bf16",))
+    draft = [small if level == "small" else level for level in names]
+    rng = random.Random(f"{name} {target}")
+    for _ in range(RUNS):
+        prompts = prompts_of(rng, rng.randint(1, 16), model.vocab_size)
+        options = {"target": target, "max_new_tokens": rng.randint(64, 80), "eos_token_id": ()}
+        k = [rng.randint(1, 8) for _ in names]
+        plain = generate(model, prompts, **options)
+        fast = speculate(model, prompts, draft=draft, num_speculative_tokens=k, **options)
+        assert fast.token_ids == plain.token_ids, (k, len(prompts))
+        assert min(map(len, fast.token_ids)) >= 64
 
 
 def test_a_kernel_whose_rows_depend_on_their_number_breaks_equality(

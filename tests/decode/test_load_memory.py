@@ -116,7 +116,7 @@ def test_the_estimate_is_what_a_load_takes(
 ) -> None:
     directory, _ = family(name)
     options: dict[str, Any] = {} if precisions in ("fp32", "bf16") else {"keep": "layers.0.down_proj"}
-    options |= {"group_size": 32} if "w4a8" in precisions else {}
+    options |= {"group_size": 32, "quant_lm_head": "w4a8"} if "w4a8" in precisions else {}
     model = load(directory, precisions, **options)
     matrices = [model.embedding]
     for weights in model.sets.values():

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from qspec_decode import DraftModel, load, speculate
+from qspec_decode import DraftModel, load, load_options, memory, speculate
+from qspec_decode import config as configs
+from qspec_decode.cache import KVCache
 from qspec_decode.graphs import pool
 from qspec_decode.ladder import SpeculativeConfig
 from qspec_decode.sampling import SamplingParams
@@ -28,11 +30,13 @@ def test_a_device_gives_the_texts_of_the_cpu_and_rounds_do_not_wait_for_it(famil
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["calls"]) == 12
-    assert all(call["same"] for call in found["calls"]), found["calls"]
+    assert all(call["same"] and call["given_back"] for call in found["calls"]), found["calls"]
     # op by op the loop looks at values, a round never does
     assert found["rounds"] == {"rounds": found["rounds"]["rounds"]}
     assert found["rounds"]["rounds"] > 30
     assert found["host"]["aten.nonzero.default"] > 0
+    # what measures models feeds them where they are
+    assert found["measured"] == [True, True]
     assert found["mixed"] == "aten.add.Tensor"
 
 
@@ -41,6 +45,23 @@ def test_a_gpu_that_is_not_there_is_named_with_a_way_out() -> None:
     with pytest.raises(UsageError, match=r"device is 'cuda'.*finds no GPUs") as found:
         load("demo", device="cuda")
     assert "CPU" in found.value.hint
+
+
+def test_a_model_that_a_gpu_has_no_room_for_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configs.from_dir(configs.resolve("demo"))
+    options = load_options.parse(("bf16", "mxfp4"), 128, False, (), False, None, config.num_hidden_layers)
+    total, gpu = memory.estimate(config, options).total, torch.device("cuda", 1)
+    # a third is free, a third is torch's and in use by nothing, and of the rest a byte is missing
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total // 3, 10 * total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: total)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: total // 3 + 1)
+    with pytest.raises(UsageError, match=r"bf16 \+ mxfp4 weights needs .* available on cuda:1") as found:
+        memory.check_fits(config, options, gpu)
+    assert "mxfp4 alone" in found.value.hint
+    with pytest.raises(UsageError, match="a KV cache of"):
+        KVCache(2, 1, 1, total, 1, torch.bfloat16, gpu)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: total // 3 - 2)
+    memory.check_fits(config, options, gpu)
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", 3.5])

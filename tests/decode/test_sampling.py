@@ -29,6 +29,26 @@ def test_probabilities_equal_the_reference(temperature: float, top_k: int, top_p
         assert torch.allclose(row.double(), expected, rtol=2e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["best", "torch"])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+def test_a_row_does_not_depend_on_how_many_there_are(
+    request: pytest.FixtureRequest, backend: str, top_p: float
+) -> None:
+    """A draft reads its distribution alone, verification several: the quotient of equal ones is 1."""
+    if backend == "torch":
+        request.getfixturevalue("torch_backend")
+    x = logits(11, 17, 60_000)
+    params = SamplingParams(temperature=0.8, top_p=top_p)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = probabilities(x, params)
+        alone = [probabilities(row[None], params)[0] for row in x]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, torch.stack(alone))
+
+
 def test_a_large_vocabulary_takes_the_same_way() -> None:
     """More ids than one thread's piece of a row."""
     x = logits(10, 3, 7000)

@@ -49,3 +49,13 @@ def test_only_the_first_row_is_shown_and_half_a_character_comes_last(tokenizer: 
     assert out.getvalue() == "a"
     streamer.end()
     assert re.fullmatch("a\N{REPLACEMENT CHARACTER}\n", out.getvalue())
+
+
+def test_what_opens_a_text_comes_once_and_with_its_first_tokens(tokenizer: Tokenizer) -> None:
+    out = io.StringIO()
+    streamer = TextStreamer(tokenizer, out, colour=False, opening=lambda: print("> ", end="", file=out))
+    assert out.getvalue() == ""
+    for letter in "ab":
+        streamer.put([0], [tokenizer.encode(letter)], [0], [0])
+    streamer.end()
+    assert out.getvalue() == "> ab\n"

@@ -173,6 +173,9 @@ def test_a_model_that_would_not_fit_is_refused_before_it_is_made(
         widen.widen(small, PLAN)
     with pytest.raises(UsageError, match="GB are available"):
         widen.widen(small, huge)
+    # what the host has says nothing about a GPU
+    small.device = torch.device("cuda:0")
+    assert widen.widen(small, PLAN).config == wide.config
 
 
 @pytest.mark.parametrize("name", FAMILIES)

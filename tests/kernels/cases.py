@@ -68,3 +68,19 @@ def assert_within_budget(out: Tensor, exact: Tensor, low: Tensor) -> None:
     budget = 2 * ((low.double() - exact).abs().max() + rounding)
     error = (out.double() - exact).abs().max()
     assert error <= budget, f"error {error.item():.3e} exceeds the budget {budget.item():.3e}"
+
+
+def assert_within_bound(out: Tensor, exact: Tensor, bound: Tensor) -> None:
+    """|out - exact| is at most `bound`, element by element, and one rounding to out's dtype.
+
+    For sizes of which `assert_within_budget` would see too few numbers to know how far off rounding may be.
+    """
+    error = (out.double() - exact).abs()
+    over = error - bound - torch.finfo(out.dtype).eps * exact.abs()
+    assert (over <= 0).all(), f"error {error.flatten()[over.argmax()].item():.3e} exceeds the bound"
+
+
+def linear_bound(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What float32 sums in any order may be off for x [M, K], weight float64 [N, K], bias [N]."""
+    magnitude = x.double().abs() @ weight.abs().T + (0 if bias is None else bias.double().abs())
+    return magnitude * (x.shape[1] + 4) * torch.finfo(torch.float32).eps

@@ -39,7 +39,11 @@ from tests.kernels.test_linear import (  # noqa: F401
     test_nan_stays_in_its_row,
     test_weight_only,
 )
-from tests.kernels.test_rescore import test_definition, test_rows_do_not_depend_on_each_other  # noqa: F401
+from tests.kernels.test_rescore import (  # noqa: F401
+    test_any_shape,
+    test_definition,
+    test_rows_do_not_depend_on_each_other,
+)
 from tests.kernels.test_row_invariance import test_linears  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned", "threads")

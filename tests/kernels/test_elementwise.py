@@ -42,6 +42,8 @@ def check_hadamard(rng, width, dtype):
 def test_hadamard_is_orthonormal(backend, width, blocks, m, seed):
     x = torch.randn(m, width * blocks, generator=torch.Generator().manual_seed(seed))
     y = qk.hadamard(x, block=width)
+    exact = exact_hadamard(x, hadamard_matrix(width))
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(qk.hadamard(y, block=width, transpose=True), x, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(y.norm(dim=1), x.norm(dim=1), rtol=1e-5, atol=1e-5)
     assert same_bits(y[:, :width], qk.hadamard(x[:, :width].contiguous()))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qspec_kernels as qk
+from reference.embedding import embedding as exact_embedding
 from tests.kernels.cases import FLOATS, WEIGHTS, quantized, same_bits
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -112,10 +113,11 @@ def test_embedding(backend, rng, data):
     entries, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 40))
     ids = torch.tensor(data.draw(st.lists(st.integers(0, entries - 1), max_size=20)), dtype=torch.int64)
     table = torch.randn(entries, width, generator=rng)
-    assert same_bits(qk.embedding(table, ids), table[ids])
-    assert same_bits(qk.embedding(table, ids, rounded=True), table.bfloat16()[ids].float())
-    assert same_bits(qk.embedding(table.bfloat16(), ids), table.bfloat16()[ids].float())
-    assert same_bits(qk.embedding(table, ids, dtype=torch.float64), table[ids].double())
+    for some_table in (table, table.bfloat16()):
+        for rounded in (False, True):
+            exact = exact_embedding(some_table, ids, rounded)
+            assert same_bits(qk.embedding(some_table, ids, rounded=rounded), exact.float())
+            assert same_bits(qk.embedding(some_table, ids, rounded=rounded, dtype=torch.float64), exact)
 
 
 def test_a_fused_op_that_skips_a_rounding_is_noticed(mutate, rng):

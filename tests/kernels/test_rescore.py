@@ -2,20 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qspec_kernels as qk
 from qspec_kernels import UsageError
-from tests.kernels.cases import same_bits
+from reference.rescore import best
+from reference.rescore import rescore as exact_rescore
+from tests.kernels.cases import FLOATS, assert_within_bound, linear_bound, same_bits
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-
-
-def best(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the `count` largest of one row, ties to the lowest, -inf never."""
-    order = sorted(range(len(logits)), key=lambda i: (-logits[i].item(), i))
-    return torch.tensor([i for i in order[:count] if logits[i] > -torch.inf], dtype=torch.int64)
 
 
 def check(rng: torch.Generator, m: int, n: int, k: int, count: int, levels: int) -> None:
@@ -55,6 +51,32 @@ def test_torch_is_close(torch_backend, rng):
     assert torch.allclose(logits[changed], exact[changed], rtol=1e-5, atol=1e-5)
 
 
+@settings(max_examples=25)
+@given(
+    m=st.integers(1, 5),
+    n=st.integers(1, 60),
+    k=st.integers(1, 200),
+    count=st.integers(1, 70),
+    dtype=st.sampled_from(FLOATS),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_any_shape(backend, m, n, k, count, dtype, biased, seed):
+    rng = torch.Generator().manual_seed(seed)
+    logits, x = torch.randn(m, n, generator=rng), torch.randn(m, k, generator=rng).to(dtype)
+    logits[torch.rand(m, n, generator=rng) < 0.1] = -torch.inf
+    weight = torch.randn(n, k, generator=rng).bfloat16()
+    bias = torch.randn(n, generator=rng) if biased else None
+    expected, rough = exact_rescore(logits, x, weight, bias, count), logits.clone()
+    qk.rescore(logits, x, weight, bias, count=count)
+    kept = expected == rough
+    assert same_bits(logits[kept], rough[kept])
+    # a linear of bfloat16 x gives bfloat16
+    assert same_bits(logits[~kept], logits[~kept].to(dtype).float())
+    bound = linear_bound(x.bfloat16(), weight.double(), bias) + torch.finfo(dtype).eps * expected.abs()
+    assert_within_bound(logits[~kept], expected[~kept], bound[~kept])
+
+
 @given(st.integers(1, 6), st.integers(1, 40))
 def test_rows_do_not_depend_on_each_other(backend, rng, m, count):
     logits, x = torch.randn(m, 50, generator=rng), torch.randn(m, 40, generator=rng).bfloat16()
@@ -84,3 +106,9 @@ def test_the_wrong_tokens_are_noticed(mutate, rng):
     mutate("rescore", lambda right, logits, *rest: right(logits.neg_(), *rest) or logits.neg_())
     with pytest.raises(AssertionError):
         check(rng, 1, 1, 1, 1, 3)
+
+
+def test_an_input_that_is_not_rounded_is_noticed(mutate):
+    mutate("rescore", lambda right, logits, x, *rest: right(logits, x.double(), *rest))
+    with pytest.raises(AssertionError, match="exceeds the bound"):
+        test_any_shape.hypothesis.inner_test("torch", 2, 10, 40, 3, torch.float32, False, 0)

@@ -4,8 +4,6 @@ This is what makes speculation exact: a token's logits do not depend on whether 
 in a block, or part of a prompt.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,20 +12,11 @@ from torch.nn import functional as F
 import qspec_kernels as qk
 from qspec_kernels import formats
 from qspec_kernels.backends.torch import _linear, _matmul
-from qspec_kernels.formats import PackedWeight, QuantizedActivation
+from qspec_kernels.formats import PackedWeight
 from tests.kernels.cases import quantized, same_bits, spread
+from tests.kernels.rowwise import COUNTS, TOTAL, Rowwise, check_rows, numbers
 
 pytestmark = pytest.mark.usefixtures("poisoned", "threads")
-
-TOTAL = 513
-
-# What the native kernels do with this many rows of x, with AVX-512:
-# 1..8  each register tile: rows of x times 4 or (7, 8 rows) 3 weight rows of a dense weight, times 4 tiles
-#       (1..4 rows), 3 (5) or 2 (6..8) of a packed one. From 5 on, dense kernels cut K (see SHAPES).
-# 17    dense: 6 + 6 + 5 rows; packed: 8 + 8 + 1
-# 64    dense: two blocks of 32 rows; the preparation of x is shared among threads
-# 513   a last block of one row, which is still cut as the others are
-COUNTS = [1, 2, 3, 4, 5, 6, 7, 8, 17, 64, TOTAL]
 
 # Rows of x at most, K and N, and what they reach in the native kernels:
 SHAPES = [
@@ -39,8 +28,6 @@ SHAPES = [
     # packed tiles: four together and one, for two threads two tasks; dense blocks of 16 rows and one of 6
     (65, 2100, 70),
 ]
-
-Rowwise = Callable[[Tensor], Tensor]
 
 
 def linears(rng: torch.Generator, k: int, n: int) -> dict[str, Rowwise]:
@@ -83,34 +70,6 @@ def others(rng: torch.Generator, k: int) -> dict[str, Rowwise]:
             qk.silu_mul_hadamard_quantize_act(x[:, :eight], block=4)
         ),
     }
-
-
-def numbers(activation: QuantizedActivation) -> Tensor:
-    """Codes and scales side by side."""
-    return torch.cat((activation.codes.to(activation.scales.dtype), activation.scales), 1)
-
-
-def check_rows(op: Rowwise, x: Tensor) -> None:
-    """Rows computed one call each are those of any larger call, at any place, beside any neighbours."""
-    torch.set_num_threads(1)
-    whole = op(x)
-    for row in (0, 1, 7, 8, 100, 448, len(x) - 2, len(x) - 1):
-        row = min(row, len(x) - 1)
-        assert same_bits(op(x[row : row + 1]), whole[row : row + 1]), f"1 threads: row {row} alone"
-    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:65]
-    neighbours = x[some]
-    neighbours[1::2] *= 1e4
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for count in [count for count in COUNTS if count <= len(x)]:
-            # the last rows, so that their places differ from those they have in the whole
-            assert same_bits(op(x[-count:]), whole[-count:]), (
-                f"{threads} threads: rows of a call with {count}"
-            )
-        assert same_bits(op(x[some]), whole[some]), f"{threads} threads: rows in another order"
-        assert same_bits(op(neighbours)[::2], whole[some[::2]]), (
-            f"{threads} threads: rows with other neighbours"
-        )
 
 
 @pytest.mark.parametrize(("rows", "k", "n"), SHAPES)

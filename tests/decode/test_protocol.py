@@ -1,0 +1,53 @@
+"""What stands between decoding and a model passes on all that decoding asks of it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qspec_decode.bench.clock import Clocked, Made
+from qspec_decode.protocol import Model, Relay, device_of
+from qspec_decode.sibling import Aligned
+from tests.decode.tabular import TabularModel, random_tables
+
+MEMBERS = ("vocab_size", "max_positions", "eos_token_ids", "precisions", "vocabulary", "device")
+
+
+class Asked(TabularModel):
+    """Remembers what its last pass was asked."""
+
+    device = torch.device("cpu", 0)
+    vocabulary = "a digest"
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        self.asked = inputs, options
+        return super().forward(*inputs, **options)
+
+
+def test_a_relay_is_asked_as_its_model_is() -> None:
+    model = Asked(random_tables(7, 1, {"w4a8": 0.3}), max_positions=9, eos_token_ids=(2,))
+    made: list[Made] = []
+    relays = Relay(model), Clocked(model, "target", made), Aligned(model, 9)
+    for relay in relays:
+        assert isinstance(relay, Model)
+        changed = {"vocab_size"} if isinstance(relay, Aligned) else set()
+        assert {name for name in MEMBERS if getattr(relay, name) != getattr(model, name)} == changed
+        cache = relay.new_cache(2, 5, "bf16")
+        assert (cache.batch, cache.capacity) == (2, 5)
+        inputs = (torch.tensor([3, 4]), torch.tensor([1, 1]), torch.arange(2), cache, "w4a8")
+        options = {"logits_at": torch.tensor([1]), "draft_head": True, "phase": "prefill"}
+        logits = relay.forward(*inputs, **options)
+        assert logits.shape == (1, relay.vocab_size)
+        assert torch.equal(logits[:, :7], model.tables["w4a8"][3, 4][None])
+        passed, also = model.asked
+        assert torch.equal(passed[0], inputs[0])
+        assert all(one is other for one, other in zip(passed[1:], inputs[1:], strict=True))
+        assert also == options
+    (noted,) = made
+    assert noted == Made("target", "w4a8", True, 2, "prefill", noted.seconds)
+
+
+def test_members_that_a_model_may_lack_are_lacking_behind_a_relay() -> None:
+    relay = Relay(TabularModel(random_tables(7, 1, {})))
+    assert relay.vocabulary is None
+    assert device_of(relay) == torch.device("cpu")
