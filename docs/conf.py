@@ -7,6 +7,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
+import gpu_measured  # noqa: E402
 import gpu_tables  # noqa: E402
 import measured  # noqa: E402
 
@@ -26,6 +27,7 @@ myst_substitutions = {
     **gpu_tables.substitutions(
         measured.load(RESULTS / "gpu_build_triton.json"), measured.load(RESULTS / "gpu_build_cuda.json")
     ),
+    **gpu_measured.substitutions([measured.load(path) for path in sorted(RESULTS.glob("gpu_bench_*.json"))]),
 }
 html_theme = "furo"
 html_title = "QSpec"

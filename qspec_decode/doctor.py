@@ -1,9 +1,11 @@
 """What this machine has, which path every op takes on it, and why."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,9 +13,17 @@ import torch
 import qspec_kernels
 from qspec_decode import machine
 
-PACKAGES = ("qspec", "torch", "numpy", "safetensors", "tokenizers", "transformers")
+# what the doctor calls them, and the names that they are distributed under
+PACKAGES = {
+    **{name: (name,) for name in ("qspec", "torch", "numpy", "safetensors", "tokenizers", "transformers")},
+    "triton": ("triton", "pytorch-triton", "pytorch-triton-rocm"),
+    "cupy": ("cupy-cuda12x", "cupy-cuda13x", "cupy"),
+    "nvrtc": ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc"),
+    "cuda-pathfinder": ("cuda-pathfinder",),
+}
+LINEARS = tuple(f"linear_{name}" for name in qspec_kernels.PRECISIONS)
 OPS = (
-    *(f"linear_{name}" for name in qspec_kernels.PRECISIONS),
+    *LINEARS,
     "quantize_act",
     "hadamard",
     "hadamard_quantize_act",
@@ -52,7 +62,8 @@ def examine() -> dict[str, Any]:
         When QSPEC_CPU_ISA names no library, or one that was not built or that this CPU cannot run.
     """
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(names) for name, names in PACKAGES.items()},
         "platform": platform.platform(),
         "cpu": {
             "model": qspec_kernels.cpu_field("model name"),
@@ -68,11 +79,12 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _version(names: Iterable[str]) -> str | None:
+    """Version of the first of these distributions that is installed."""
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def cpu_flags() -> list[str]:
@@ -115,7 +127,10 @@ def read_bandwidth(num_bytes: int = _READ_BYTES, seconds: float = _READ_SECONDS)
 
 
 def gpu() -> dict[str, Any]:
-    """GPUs that torch sees, or why there are none, and the path that a 4-bit linear takes there."""
+    """GPUs that torch sees, or why there are none, and the path that every op takes there.
+
+    `ops` are the paths of tokens that are decoded, `prefill` those of the linears of a prompt.
+    """
     if not torch.cuda.is_available():
         built = torch.version.cuda
         reason = "no device found" if built else "this build of torch has no CUDA"
@@ -130,4 +145,9 @@ def gpu() -> dict[str, Any]:
                 "total_bytes": properties.total_memory,
             }
         )
-    return {"devices": devices, "reason": "", "path": qspec_kernels.explain("linear_w4a16", "cuda")}
+    return {
+        "devices": devices,
+        "reason": "",
+        "ops": {op: qspec_kernels.explain(op, "cuda") for op in OPS},
+        "prefill": {op: qspec_kernels.explain(op, "cuda", phase="prefill") for op in LINEARS},
+    }

@@ -6,16 +6,14 @@ from qspec_kernels import nn as nn
 from qspec_kernels.bounds import compute_pass as compute_pass
 from qspec_kernels.bounds import read_pass as read_pass
 from qspec_kernels.dispatch import cpu_field as cpu_field
-from qspec_kernels.dispatch import exclusive_threads as exclusive_threads
-from qspec_kernels.dispatch import explain as explain
 from qspec_kernels.dispatch import isa as isa
-from qspec_kernels.dispatch import num_threads as num_threads
 from qspec_kernels.dispatch import to_device_layout as to_device_layout
 from qspec_kernels.errors import CheckpointError as CheckpointError
 from qspec_kernels.errors import FormatError as FormatError
 from qspec_kernels.errors import KernelUnavailable as KernelUnavailable
 from qspec_kernels.errors import QSpecError as QSpecError
 from qspec_kernels.errors import UsageError as UsageError
+from qspec_kernels.explanation import explain as explain
 from qspec_kernels.formats import PackedWeight as PackedWeight
 from qspec_kernels.formats import QuantizedActivation as QuantizedActivation
 from qspec_kernels.hadamard_matrix import hadamard_matrix as hadamard_matrix
@@ -48,4 +46,6 @@ from qspec_kernels.precision import Precision as Precision
 from qspec_kernels.precision import precision as precision
 from qspec_kernels.program import Program as Program
 from qspec_kernels.program import Workspace as Workspace
+from qspec_kernels.threads import exclusive_threads as exclusive_threads
+from qspec_kernels.threads import num_threads as num_threads
 from qspec_kernels.warmup import warmup as warmup

@@ -3,27 +3,32 @@
 A backend is a folder of `backends/`; it serves the ops it has files for: `backends/<backend>/<op>.py` with a
 function `<op>`, and `<op>_prefill.py` where long prompts have a kernel of their own. A file that reads packed
 weights names their byte order in a constant `READS`; one that not every GPU can run has a function
-`why_not(capability)`, which gives the reason, or "" where it serves; of ops that say how large a call is,
-`why_not(capability, sizes)`.
+`why_not(capability)`, which gives the reason, or "" where it serves; `why_not(capability, sizes)` where that
+depends on how large a call is. Which of a GPU's backends is asked first stands in `preferences`.
 """
 
-import contextlib
 import importlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from qspec_kernels import preferences
 from qspec_kernels.errors import KernelUnavailable
 from qspec_kernels.formats import PackedWeight, canonical, convert
 
-_BACKENDS = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
+# what a linear is computed for: tokens that are decoded, drafted or verified, or a prompt
+PHASES = ("decode", "prefill")
+
+_BACKENDS = {"cpu": ("cpp", "torch"), "cuda": preferences.DEFAULT}
 # what the GPU backends are compiled and launched with and where it comes from, and the first of NVIDIA's
 # architectures they are written for
 _GPU_LIBRARIES = {"cuda": "cupy", "triton": "triton"}
@@ -56,7 +61,8 @@ def find(
     phase
         "decode" or "prefill".
     sizes
-        Of the call, where a backend's limits depend on them; the op's files say which they are.
+        Of the call, where a backend's limits or a row of `preferences` depend on them; the op says which they
+        are, and the number of rows is none.
 
     Raises
     ------
@@ -65,46 +71,54 @@ def find(
     UsageError
         If QSPEC_CPU_ISA asks for a library that does not exist or needs flags the CPU lacks.
     """
-    if phase == "prefill":
-        own = f"{op}_prefill"
-        for backend in _backends(device):
-            if _refusal(backend, own, torch.device(device), dtype, format) is None:
-                return getattr(_module(backend, own), own)
-        return find(op, device, dtype, format)
-    refusals = []
-    for backend in _backends(device):
-        refusal = _refusal(backend, op, torch.device(device), dtype, format, sizes)
-        if refusal is None:
-            if format is not None and refusals and backend == "torch":
-                _tell_of_conversion(op, torch.device(device), dtype, format)
-            return getattr(_module(backend, op), op)
-        refusals.append(f"{backend}: {refusal}")
+    device = torch.device(device)
+    choice = choose(op, device, dtype, format, phase, sizes)
+    if choice.backend is not None:
+        if format is not None and choice.refusals and choice.backend == "torch":
+            _tell_of_conversion(op, device, dtype, format)
+        return getattr(_module(choice.backend, choice.name), choice.name)
     raise KernelUnavailable(
-        f"no backend on {device} serves {op} for {format or dtype}: " + "; ".join(refusals),
+        f"no backend on {device} serves {op} for {format or dtype}: " + "; ".join(choice.refusals),
         "Convert the weight with qspec_kernels.to_device_layout, or to its canonical order with"
         " qspec_kernels.formats.convert." if format else "qspec_kernels.explain says what serves an op.",
     )  # fmt: skip
 
 
-def explain(
-    op: str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    sizes: tuple[int, ...] | None = None,
-) -> str:
-    """One line: the backend that serves an op on a device, and why the ones before it do not.
+@dataclass(frozen=True)
+class Choice:
+    """The file that serves an op, of which backend (None: none does), and why not those asked before."""
 
-    `isa()` and this are what `qspec doctor` prints. `sizes` are those of a call that may be too large for a
-    backend: for hadamard_quantize_act the width of a row and the order of the base matrix.
-    """
-    refusals = []
-    for backend in _backends(device):
-        refusal = _refusal(backend, op, torch.device(device), dtype, None, sizes)
-        if refusal is None:
-            chosen = f"{op} on {device}: {backend}{_machine(backend, torch.device(device))}"
-            return chosen + "".join(f"; not {reason}" for reason in refusals)
-        refusals.append(f"{backend}: {refusal}")
-    return f"{op} on {device}: none; " + "; ".join(refusals)
+    name: str
+    backend: str | None
+    refusals: tuple[str, ...]
+
+
+def choose(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    format: str | None = None,
+    phase: str = "decode",
+    sizes: tuple[int, ...] | None = None,
+) -> Choice:
+    """What `find` takes, of which these are the parameters, and `explain` tells of."""
+    refusals: list[str] = []
+    for name in (f"{op}_prefill", op) if phase == "prefill" else (op,):
+        refusals = []
+        for backend in _backends(device, name, sizes):
+            refusal = _refusal(backend, name, device, dtype, format, sizes)
+            if refusal is None:
+                return Choice(name, backend, tuple(refusals))
+            refusals.append(f"{backend}: {refusal}")
+    return Choice(op, None, tuple(refusals))
+
+
+def compiled_for(backend: str, device: torch.device) -> str:
+    """A backend, and what its kernels have been compiled for: "triton (sm_90)"."""
+    if backend == "cpp":
+        return f"{backend} ({isa()})"
+    capability = _capability(device) if backend in _GPU_LIBRARIES else None
+    return f"{backend} ({_sm(capability)})" if capability else backend
 
 
 def isa() -> str:
@@ -128,7 +142,7 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
     packed = packed if device is None else packed.to(device)
     kind = canonical(packed.format)
     op = "linear_w4a16" if kind == "int4" else f"linear_{kind}a16"
-    for backend in _backends(packed.device):
+    for backend in _backends(packed.device, op):
         if _refusal(backend, op, packed.device, None, None) is None:
             return convert(packed, _module(backend, op).READS)
     raise KernelUnavailable(
@@ -139,24 +153,7 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
 
 def compiles(device: torch.device) -> bool:
     """Whether a device's kernels are compiled when they are first called."""
-    return any(backend in _GPU_LIBRARIES for backend in _backends(device))
-
-
-def num_threads() -> int:
-    """Threads that a native kernel may use: PyTorch's number, unless within `exclusive_threads`."""
-    return _cpp_calls().num_threads()
-
-
-@contextmanager
-def exclusive_threads() -> Iterator[None]:
-    """Inside, native kernels keep the threads they may use and PyTorch's own ops run on one.
-
-    After each parallel op of PyTorch its workers spin for milliseconds on cores that kernels want, which
-    triples the cost of sampling. A loop that leaves the heavy work to kernels is better off without them.
-    Holds for the calling thread; where there are no native kernels nothing changes.
-    """
-    with contextlib.nullcontext() if isa() == "torch" else _cpp_calls().exclusive_threads():
-        yield
+    return any(backend in _GPU_LIBRARIES for backend in _BACKENDS.get(device.type, ()))
 
 
 def recording() -> bool:
@@ -182,8 +179,11 @@ def reset() -> None:
         cached.cache_clear()
 
 
-def _backends(device: torch.device | str) -> tuple[str, ...]:
-    return _BACKENDS.get(torch.device(device).type, ("torch",))
+def _backends(device: torch.device, op: str, sizes: tuple[int, ...] | None = None) -> tuple[str, ...]:
+    """Backends in the order in which they are asked for an op."""
+    if device.type == "cuda":
+        return preferences.backends(op, _capability(device), sizes)
+    return _BACKENDS.get(device.type, ("torch",))
 
 
 def _refusal(
@@ -224,7 +224,7 @@ def _gpu_refusal(
     if capability < _LEAST_CAPABILITY:
         return f"needs {_sm(_LEAST_CAPABILITY)} or later; the device is {_sm(capability)}"
     why_not = getattr(_module(backend, op), "why_not", None)
-    limits = (capability,) if sizes is None else (capability, sizes)
+    limits = (capability, sizes) if why_not and len(signature(why_not).parameters) > 1 else (capability,)
     reason = why_not(*limits) if why_not else ""
     return reason or (_cuda_refusal(capability) if backend == "cuda" else "")
 
@@ -248,21 +248,13 @@ def _cuda_refusal(capability: tuple[int, int]) -> str:
     return importlib.import_module("qspec_kernels.backends.cuda._launch").why_not(capability)
 
 
-def _machine(backend: str, device: torch.device) -> str:
-    """What a backend's kernels have been compiled for, as `explain` shows it."""
-    if backend == "cpp":
-        return f" ({isa()})"
-    capability = _capability(device) if backend in _GPU_LIBRARIES else None
-    return f" ({_sm(capability)})" if capability else ""
-
-
 def _sm(capability: tuple[int, int]) -> str:
     return "sm_{}{}".format(*capability)
 
 
 def _tell_of_conversion(op: str, device: torch.device, dtype: torch.dtype | None, format: str) -> None:
     """Say once that a faster kernel is passed over only because of the byte order of the weight."""
-    if any(_refusal(backend, op, device, dtype, None) is None for backend in _backends(device)[:-1]):
+    if any(_refusal(backend, op, device, dtype, None) is None for backend in _backends(device, op)[:-1]):
         warnings.warn(
             f"{op} runs on the plain torch path because the weight is packed as {format!r};"
             " qspec_kernels.to_device_layout converts it to the order this device's kernels read",
@@ -284,10 +276,6 @@ def _cpp_refusal() -> str:
 def _cpp_library() -> ModuleType:
     # imported on first use: importing qspec_kernels must not look at the machine
     return importlib.import_module("qspec_kernels.backends.cpp.library")
-
-
-def _cpp_calls() -> ModuleType:
-    return importlib.import_module("qspec_kernels.backends.cpp.calls")
 
 
 def _has(backend: str, op: str) -> bool:

@@ -30,6 +30,7 @@ PRECISIONS = {
     "mxfp4a16": Precision("mxfp4", "a16"),
     "mxfp4a8": Precision("mxfp4", "a8"),
 }
+"""Every precision by its name."""
 
 
 def precision(name: str) -> Precision:

@@ -56,11 +56,11 @@ class Workspace:
     >>> x = workspace.empty((1, 4))
     >>> x[:] = 2.0
     >>> with workspace.record() as program:
-    ...     out = workspace.result(qk.rmsnorm(x, torch.ones(4)))
+    ...     out = workspace.result(qk.hadamard(x))
     >>> x[:] = torch.tensor([3.0, 0.0, 0.0, 0.0])
     >>> program.replay()
     >>> out.tolist()
-    [[2.0, 0.0, 0.0, 0.0]]
+    [[1.5, 1.5, 1.5, 1.5]]
     """
 
     def __init__(self) -> None:

@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qspec_decode.commands.bench import (
-    check_file,
-    new_table,
-    split_names,
-    split_rows,
-    times,
-    wide_console,
-    write_file,
-)
+from qspec_decode.commands.bench import new_table, split_names, split_rows, times, wide_console
+from qspec_decode.commands.json_file import check_file, is_ordinary, replace_file
 from qspec_decode.commands.outcome import BUG_STATUS, note
 
 if TYPE_CHECKING:
@@ -23,7 +16,7 @@ if TYPE_CHECKING:
 
 def gpu(
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write everything that was found.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what is found, as it is found.")
     ] = None,
     budget: Annotated[
         float | None,
@@ -63,12 +56,13 @@ def gpu(
 
     Checked are the kernels of each backend (CUDA, Triton) for itself, on small shapes and on ones with tails:
     against float64 on the CPU, integer results bit for bit; that a row is the same, bit for bit, whatever
-    rows share its call; that a replay of a CUDA graph gives what the call gave. One failure and nothing is
-    timed: a table says what is wrong, and the exit status is 1.
+    rows share its call; that a replay of a CUDA graph gives what the call gave; and the ops by PyTorch's
+    opcheck. One failure and nothing is timed: a table says what is wrong, and the exit status is 1.
 
     Timed are replays of CUDA graphs, over weights that no cache holds, as a decode step reads them.
     Contenders on one shape take turns: the kernels, cuBLAS in bf16, PyTorch's int4 linear (tinygemm), gemlite
-    where it is installed, and plain copying and reading of memory.
+    where it is installed, and plain copying and reading of memory. Linears have kernels of their own for
+    prompts (linear_w4a16_prefill): those are timed from 128 rows on, the others up to 512.
 
     Then the demo model, widened to a real model's shape, decodes held-out prompts greedily. Every ladder
     takes turns with plain decoding of its target, with CUDA graphs and without; transformers' compiled
@@ -78,6 +72,7 @@ def gpu(
     """
     from qspec_decode.bench.gpu import run as bench
     from qspec_decode.bench.gpu.device import Gpu
+    from qspec_decode.bench.gpu.prepared import prepare
     from qspec_decode.bench.gpu.request import DECODED, Request
 
     check_file(json_file)
@@ -95,9 +90,9 @@ def gpu(
     elif ops is None and shapes is None and m is None:
         chosen["scales"] = DECODED
     request = Request(**{name: value for name, value in chosen.items() if value is not None})
-    document = bench.run(request, Gpu(), _say())
+    document = bench.run(request, Gpu(), _say(), keep=_keeper(json_file), prepare=prepare)
     if json_file is not None:
-        write_file(json_file, document)
+        note(f"written to {json_file}")
     print_report(document)
     decoded = document.get("decoding", {})
     if document["correctness"]["failures"] or decoded.get("failures") or decoded.get("unequal"):
@@ -111,6 +106,19 @@ def _split_batches(text: str) -> list[int]:
     if not parts or not all(part.isdecimal() and int(part) for part in parts):
         raise UsageError(f"--batch is {text!r}, expected numbers of at least 1", "For instance --batch 1,64.")
     return list(map(int, parts))
+
+
+def _keeper(path: Path | None) -> Callable[[dict[str, Any]], None]:
+    """Writes the document whenever there is more of it, so that a run that is cut short keeps what it found.
+
+    What is no ordinary file, such as a pipe, gets the finished one alone.
+    """
+
+    def keep(document: dict[str, Any]) -> None:
+        if path is not None and (document["finished"] or is_ordinary(path)):
+            replace_file(path, document)
+
+    return keep
 
 
 def _say() -> Callable[[str], None]:

@@ -52,7 +52,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     isa, asked = report["library"]["isa"], report["library"]["QSPEC_CPU_ISA"]
     why = "the ops say why there are no native kernels" if isa == "torch" else "the best that this CPU runs"
     why = f"QSPEC_CPU_ISA={asked}" if asked else why
-    gpus = [f"{d['name']}, {d['capability']}, {gb(d['total_bytes'])}" for d in report["gpu"]["devices"]]
+    gpu = report["gpu"]
+    gpus = [f"{d['name']}, {d['capability']}, {gb(d['total_bytes'])}" for d in gpu["devices"]]
     lines = [
         ("versions", ", ".join(f"{name} {v or 'not installed'}" for name, v in report["versions"].items())),
         ("platform", report["platform"]),
@@ -65,10 +66,13 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
             f"{bandwidth['bytes_per_second'] / 1e9:.1f} GB/s with {bandwidth['threads']} threads "
             f"({bandwidth['how']} of {bandwidth['passes']} over {gb(bandwidth['bytes'])})",
         ),
-        (
-            "gpu",
-            "; ".join([*gpus, report["gpu"].get("path", "")]) if gpus else f"none: {report['gpu']['reason']}",
-        ),
+        ("gpu", "; ".join(gpus) or f"none: {gpu['reason']}"),
         ("library", f"{isa} ({why})"),
     ]
-    return lines + [("ops" if i == 0 else "", line) for i, line in enumerate(report["ops"].values())]
+    for subject, paths in (
+        ("ops", report["ops"]),
+        ("gpu ops", gpu.get("ops", {})),
+        ("gpu prefill", gpu.get("prefill", {})),
+    ):
+        lines += [(subject if i == 0 else "", line) for i, line in enumerate(paths.values())]
+    return lines

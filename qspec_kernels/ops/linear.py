@@ -13,7 +13,6 @@ from qspec_kernels.ops.quantize_act import quantize_act
 
 _STEMS = {"int4": "w4", "mxfp4": "mxfp4"}
 _ACTS = {"int4": ("a16", "a8", "a4"), "mxfp4": ("a16", "a8")}
-_PHASES = ("decode", "prefill")
 
 
 def linear(
@@ -68,8 +67,10 @@ def linear(
     KernelUnavailable
         If no backend of the device reads the weight's byte order.
     """
-    if phase not in _PHASES:
-        raise UsageError(f"phase is {phase!r}; expected one of {', '.join(_PHASES)}", "Choose one of those.")
+    if phase not in dispatch.PHASES:
+        raise UsageError(
+            f"phase is {phase!r}; expected one of {', '.join(dispatch.PHASES)}", "Choose one of those."
+        )
     if isinstance(weight, PackedWeight):
         return _packed(x, weight, bias, residual, act, phase)
     if isinstance(x, QuantizedActivation):
@@ -191,7 +192,8 @@ def _residual(residual: Tensor | None) -> Tensor | None:
 
 def _dense_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, phase: str) -> Tensor:
     name = "linear_bf16" if weight.dtype == torch.bfloat16 and x.dtype != torch.float64 else "linear_fp32"
-    function = dispatch.find(name, x.device, torch.promote_types(x.dtype, weight.dtype), phase=phase)
+    dtype, sizes = torch.promote_types(x.dtype, weight.dtype), tuple(weight.shape)
+    function = dispatch.find(name, x.device, dtype, phase=phase, sizes=sizes)
     bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
     out = function(_rows(x), weight.contiguous(), bias, _residual(residual))
     return out.view(*x.shape[:-1], weight.shape[0])
@@ -209,7 +211,8 @@ def _packed_op(
     group_size: int,
     phase: str,
 ) -> Tensor:
-    function = dispatch.find(f"linear_{_STEMS[canonical(format)]}a16", x.device, x.dtype, format, phase)
+    name = f"linear_{_STEMS[canonical(format)]}a16"
+    function = dispatch.find(name, x.device, x.dtype, format, phase, sizes=(n, k))
     bias = _bias(bias, torch.promote_types(x.dtype, torch.float32))
     out = function(_rows(x), data, scales, bias, _residual(residual), n, k, group_size)
     return out.view(*x.shape[:-1], n)
@@ -230,7 +233,7 @@ def _integer_op(
     phase: str,
 ) -> Tensor:
     name = f"linear_{_STEMS[canonical(format)]}a{bits}"
-    function = dispatch.find(name, codes.device, act_scales.dtype, format, phase)
+    function = dispatch.find(name, codes.device, act_scales.dtype, format, phase, sizes=(n, k))
     bias = _bias(bias, act_scales.dtype)
     out = function(_rows(codes), _rows(act_scales), data, scales, bias, _residual(residual), n, k, group_size)
     return out.view(*codes.shape[:-1], n)

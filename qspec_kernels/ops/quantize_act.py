@@ -33,6 +33,19 @@ def quantize_act(
     ------
     UsageError
         If bits, group size, clip or x's dtype is not one of those.
+
+    Examples
+    --------
+    A byte holds one code in two's complement, of 4 bits too; 1.5 and 2.5 steps are ties:
+
+    >>> import torch
+    >>> x = torch.tensor([[254.0, 3.0, 5.0, -254.0, 0.5, -3.5]])
+    >>> a8 = quantize_act(x)
+    >>> [hex(byte) for byte in a8.codes.view(torch.uint8)[0].tolist()], a8.scales.tolist()
+    (['0x7f', '0x2', '0x2', '0x81', '0x0', '0xfe'], [[2.0]])
+    >>> a4 = quantize_act(x[:, 4:], bits=4, group_size=2)
+    >>> [hex(byte) for byte in a4.codes.view(torch.uint8)[0].tolist()], a4.scales.tolist()
+    (['0x1', '0xf9'], [[0.5]])
     """
     _check.floating("x", x)
     group_size = check_quantization(x.shape[-1], bits, group_size, clip)

@@ -1,15 +1,31 @@
-"""A GPU that is none: the torch backend stands in for kernels, plain calls for graphs."""
+"""A GPU that is none: the torch backend stands in for kernels, of both phases, plain calls for graphs.
+
+Test files import its fixtures: `device`, `mutate`, and `small`, without which everything takes long.
+"""
 
 import json
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from qspec_decode.bench import shapes
-from qspec_decode.bench.gpu import backends, cases_rows, cases_vocabulary, correctness, linear_case, run
+from qspec_decode.bench.gpu import (
+    backends,
+    cases_cache,
+    cases_linear,
+    cases_rows,
+    cases_vocabulary,
+    correctness,
+    linear_case,
+    prepared,
+    registered,
+    run,
+)
+from qspec_decode.bench.gpu.case import PREFILL
 from qspec_decode.bench.gpu.device import Captured
 
 TINY = shapes.ModelShape("tiny", hidden=128, intermediate=256, heads=4, kv_heads=2, head_dim=32, vocab=200)
@@ -32,7 +48,7 @@ class Standin:
         self.timed = 0
 
     def facts(self) -> dict[str, Any]:
-        return {"name": "standin", "driver": "1.2"}
+        return {"name": "standin", "driver": "1.2", "capability": "9.0"}
 
     def capture(self, call: Callable[[], Any]) -> Captured:
         out = call()
@@ -54,14 +70,43 @@ def tensors(out: Any) -> tuple[torch.Tensor, ...]:
     return () if out is None else out if isinstance(out, tuple) else (out,)
 
 
+@pytest.fixture
+def device() -> Standin:
+    return Standin()
+
+
+@pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model to time on, and cases as wide as is needed for several pieces."""
+    """A model to time on, and cases of no more columns and rows than are needed to be right or wrong."""
     monkeypatch.setitem(shapes.MODELS, "tiny", TINY)
     monkeypatch.setattr(cases_vocabulary, "WIDEST", 5000)
     monkeypatch.setattr(cases_rows, "LARGEST", 576)
+    monkeypatch.setattr(cases_cache, "CAPACITY", 130)
+    for name, value in (("WIDE", (256, 80)), ("VERIFIED", (128,)), ("PROMPTS", (192,))):
+        monkeypatch.setattr(cases_linear, name, value)
+    monkeypatch.setattr(correctness, "EVERY", correctness.COUNTS)
+    # takes longer than everything else; it is tested for itself
+    monkeypatch.setattr(registered, "UTILITIES", ())
+    # nothing is compiled here
+    monkeypatch.setattr(prepared, "prepare", lambda *_: None)
+    has, module = backends._has, backends._module
+    monkeypatch.setattr(backends, "_has", lambda backend, op: has(backend, op.removesuffix(PREFILL)))
+    monkeypatch.setattr(
+        backends, "_module", lambda backend, op: of_phase(module(backend, op.removesuffix(PREFILL)), op)
+    )
 
 
-def mutating(monkeypatch: pytest.MonkeyPatch) -> Mutate:
+def of_phase(module: Any, op: str) -> Any:
+    """A file of the torch backend, which knows no phases, as that of a kernel of the prefill phase."""
+    if not op.endswith(PREFILL):
+        return module
+    return SimpleNamespace(
+        **{op: getattr(module, op.removesuffix(PREFILL)), "READS": getattr(module, "READS", None)}
+    )
+
+
+@pytest.fixture
+def mutate(monkeypatch: pytest.MonkeyPatch) -> Mutate:
     """mutate(op, wrong): the stand-in's kernel is wrong(kernel, *arguments); the reference stays right."""
     find = backends.function
     wrongs: dict[str, Callable[..., Any]] = {}

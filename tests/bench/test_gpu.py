@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,44 +12,37 @@ import torch
 
 from qspec_decode.bench.gpu import run, timing
 from qspec_decode.bench.gpu.device import Gpu
+from qspec_decode.commands import bench_gpu
 from qspec_kernels import QSpecError, UsageError
 from tests.bench.standin import (
     FEW,
     TINY,
     Mutate,
     Standin,
+    device,
     last_value,
     measured,
-    mutating,
+    mutate,
     request,
     small,
 )
 from tests.decode.command_line import run as command
 
+__all__ = ["device", "mutate", "small"]
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch)
-
-
-@pytest.fixture
-def device() -> Standin:
-    return Standin()
-
-
-@pytest.fixture
-def mutate(monkeypatch: pytest.MonkeyPatch) -> Mutate:
-    return mutating(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def test_the_document(device: Standin) -> None:
     document = measured(device)
     assert document["command"] == "bench gpu"
-    assert document["gpu"] == {"name": "standin", "driver": "1.2"}
+    assert document["finished"]
+    assert document["gpu"] == device.facts()
     assert document["versions"]["torch"] == torch.__version__
     assert {"date", "commit"} <= document["machine"].keys()
     assert document["correctness"]["failures"] == []
     assert document["correctness"]["served"] == sorted(f"{op} (torch)" for op in FEW)
+    assert document["correctness"]["opchecked"] == sorted(FEW)
     assert {one["op"] for one in document["correctness"]["closest"]} == set(FEW)
     assert document["dropped"] == []
     assert {one["peer"] for one in document["skipped_peers"]} == {"tinygemm", "gemlite"}
@@ -78,6 +72,26 @@ def test_bytes_are_counted(device: Standin) -> None:
         "linear_w4a16": packed + 2 * 3 * (256 + 64),
         "cublas_bf16": 2 * 256 * 64 + 2 * 3 * (256 + 64),
     }
+
+
+def test_both_phases_are_timed_where_both_come(device: Standin) -> None:
+    ops = [f"linear_{name}" for name in ("w4a8", "w4a8_prefill", "w4a16_prefill")]
+    rows = measured(device, ops=ops, rows=[64, 128, 512, 513], shapes=["256x64"])["rows"]
+    timed = {m: {row["op"] for row in rows if row["m"] == m and not row["peer"]} for m in (64, 128, 512, 513)}
+    # one phase alone is timed as it is asked for
+    assert timed == {64: {ops[0], ops[2]}, 128: set(ops), 512: set(ops), 513: set(ops[1:])}
+    for row in rows:
+        if not row["peer"]:
+            assert set(row["speedup_over"]) == {"cublas_bf16"}
+    same = {row["op"]: row["bytes"] for row in rows if row["m"] == 128}
+    assert same[ops[0]] == same[ops[1]] < same[ops[2]]
+    assert {f"{op} (torch)" for op in ops} == set(measured(device, ops=ops)["correctness"]["served"])
+
+
+def test_linear_is_every_linear_in_both_phases() -> None:
+    names = request(ops=["linear"]).names
+    assert {"linear_fp32", "linear_w4a4", "linear_w4a4_prefill", "linear_bf16_prefill"} <= set(names)
+    assert all(name.startswith("linear_") for name in names)
 
 
 def test_the_budget_drops_what_is_left(device: Standin) -> None:
@@ -135,6 +149,43 @@ def test_the_command(
     assert "nothing was timed" in shown.stderr
     assert "linear_w4a8" in shown.stderr
     assert json.loads(path.read_text())["correctness"]["failures"]
+
+
+def test_a_run_that_is_cut_short_keeps_what_it_found(
+    device: Standin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    times, made = itertools.count(), run._timed
+
+    def timed(*args: Any) -> Any:
+        if next(times) == 2:
+            raise KeyboardInterrupt
+        return made(*args)
+
+    monkeypatch.setattr(run, "_timed", timed)
+    monkeypatch.setattr("qspec_decode.bench.gpu.device.Gpu", lambda: device)
+    path = tmp_path / "gpu.json"
+    path.write_text("of an earlier run")
+    shown = command(
+        "bench", "gpu", "--ops", "linear_w4a8", "--shapes", "256x64", "--m", "2,3,4", "--json", str(path)
+    )
+    assert shown.exit_code == 130
+    document = json.loads(path.read_text())
+    assert not document["finished"]
+    assert document["correctness"]["checked"] > 0
+    assert {row["m"] for row in document["rows"]} == {2, 3}
+    assert document["seconds"] > 0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_gets_the_finished_document_alone(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    keep = bench_gpu._keeper(path)
+    keep({"finished": False})
+    keep({"finished": True})
+    assert json.loads(os.read(reading, 100)) == {"finished": True}
+    os.close(reading)
 
 
 def test_without_a_gpu_it_says_what_is_missing() -> None:

@@ -1,43 +1,40 @@
 """What `qspec bench gpu` finds wrong before it times anything."""
 
+import importlib
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
-from qspec_decode.bench.gpu import cases, correctness
+from qspec_decode.bench.gpu import case, cases, correctness, prepared
+from qspec_decode.bench.gpu.cases_linear import PROMPTS, WIDE
+from qspec_decode.bench.gpu.correctness import EVERY
 from qspec_decode.bench.gpu.device import Captured
-from tests.bench.standin import Mutate, Standin, last_value, measured, mutating, small, tensors
+from tests.bench.standin import Mutate, Standin, device, last_value, measured, mutate, small, tensors
 from tests.test_architecture import signatures
 
+__all__ = ["device", "mutate", "small"]
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch)
-
-
-@pytest.fixture
-def device() -> Standin:
-    return Standin()
-
-
-@pytest.fixture
-def mutate(monkeypatch: pytest.MonkeyPatch) -> Mutate:
-    return mutating(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small")
+PREPARE = prepared.prepare
 
 
 @pytest.mark.parametrize("op", cases.OPS)
 def test_the_reference_passes_its_own_checks(device: Standin, op: str) -> None:
-    verdicts = [verdict for case in cases.cases(op) for verdict in correctness.check(device, case)]
+    made = cases.cases(op)
+    verdicts = [verdict for case in made for verdict in correctness.check(device, case)]
     assert verdicts
-    assert {verdict.m for verdict in verdicts} == set(correctness.COUNTS)
+    assert {one.m for one in verdicts} == {*correctness.COUNTS, *(m for case in made for m in case.repeated)}
     assert [verdict for verdict in verdicts if verdict.failed] == []
 
 
 def test_every_gpu_kernel_has_cases() -> None:
-    own = (signatures("triton").keys() | signatures("cuda").keys()) & signatures("torch").keys()
-    assert "attention" in own
+    defined = signatures("torch")
+    own = {op for op in signatures("triton") | signatures("cuda") if op.removesuffix(case.PREFILL) in defined}
+    assert {"attention", "linear_w4a8_prefill"} <= own
     assert own <= set(cases.OPS)
 
 
@@ -75,9 +72,74 @@ def test_a_wrong_value_stops_the_run_before_timing(device: Standin, mutate: Muta
 def test_a_row_that_depends_on_how_many_there_are(device: Standin, mutate: Mutate, op: str) -> None:
     mutate(op, depends_on_rows)
     failures = measured(device, ops=[op])["correctness"]["failures"]
-    assert {one["m"] for one in failures} == {1}
+    more = {m for case in cases.cases(op) for m in case.repeated}
+    assert {one["m"] for one in failures} == {1, *more}
     assert {one["failed"] for one in failures} == {"row"}
     assert device.timed == 0
+
+
+def with_rows(count: int) -> Callable[..., Any]:
+    """As little wrong as a number can be, where there are so many rows."""
+
+    def wrong(right: Callable[..., Any], *args: Any) -> Any:
+        return depends_on_rows(right, *args) if len(args[0]) == count else right(*args)
+
+    return wrong
+
+
+@pytest.mark.parametrize("count", [33, 63])
+def test_a_row_is_the_same_with_any_number_of_rows(
+    device: Standin, mutate: Mutate, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(correctness, "EVERY", EVERY)
+    mutate("rmsnorm", with_rows(count))
+    failures = measured(device, ops=["rmsnorm"])["correctness"]["failures"]
+    assert {(one["failed"], one["m"]) for one in failures} == {("row", count)}
+
+
+@pytest.mark.parametrize(("op", "count"), [("linear_w4a16", 128), ("linear_w4a8_prefill", 192)])
+def test_a_row_of_many_is_the_same(device: Standin, mutate: Mutate, op: str, count: int) -> None:
+    mutate(op, with_rows(count))
+    failures = measured(device, ops=[op])["correctness"]["failures"]
+    assert [(one["op"], one["failed"], one["m"]) for one in failures] == [(op, "row", count)]
+
+
+def test_prompts_take_every_tile() -> None:
+    pytest.importorskip("triton")
+    tiles = importlib.import_module("qspec_kernels.backends.triton._tiles")
+    _, n = WIDE
+    for arch in tiles.PROCESSORS:
+        # as wide as the launchers let them be
+        for widest in (64, 128, 256) if arch in (90, 100) else (64, 128):
+            sizes = {
+                tiles.prefill(m, n, arch, step_bytes=(64, 256), widest=widest).block_m
+                for m in (cases.ROWS, *PROMPTS)
+            }
+            assert sizes == {size[1] for size in tiles.PREFILL if size[1] <= widest}, (arch, widest)
+
+
+def test_everything_is_compiled_before_it_is_checked(device: Standin, mutate: Mutate) -> None:
+    called: Counter[int] = Counter()
+
+    def noting(right: Callable[..., Any], x: torch.Tensor, *args: Any) -> Any:
+        called[len(x)] += 1
+        raise RuntimeError("found when it is checked")
+
+    ops, said = ["rmsnorm", "rope"], []
+    for op in ops:
+        mutate(op, noting)
+    PREPARE(ops, said.append, lambda: device, lambda: ThreadPoolExecutor(1))
+    assert called == dict.fromkeys(correctness.TILES, sum(len(cases.cases(op)) for op in ops))
+    assert said == ["compiling ..."]
+
+
+def test_what_cannot_be_compiled_at_once_is_compiled_later() -> None:
+    def nowhere() -> Any:
+        raise RuntimeError("the device has a process already")
+
+    said: list[str] = []
+    PREPARE(["rmsnorm"], said.append, nowhere, lambda: ThreadPoolExecutor(1))
+    assert "RuntimeError: the device has a process already" in said[-1]
 
 
 def test_no_number_is_an_error(device: Standin, mutate: Mutate) -> None:

@@ -87,6 +87,7 @@ class Bench:
     def __init__(self, subject: Any, each: float = 0.0):
         self.now, self.said = 0.0, list[str]()
         self.opened: list[str] = []
+        self.counted: list[int] = []
 
         def opened(scale: str) -> Any:
             self.opened.append(scale)
@@ -99,9 +100,14 @@ class Bench:
         self.decoding = Decoding(Standin(), opened, self.said.append, clock)
 
     def run(self, scales: Sequence[str] = ("1b",), batches: Sequence[int] = (2,), until: float = 1e9) -> Any:
-        document = self.decoding.run(scales, batches, until)
-        json.dumps(document, allow_nan=False)
-        return document
+        self.decoding.run(scales, batches, until, self.added)
+        json.dumps(self.decoding.document, allow_nan=False)
+        return self.decoding.document
+
+    def added(self) -> None:
+        """Count what is there after each task."""
+        document = self.decoding.document
+        self.counted.append(len(document["passes"]) + len(document["runs"]) + len(document["failures"]))
 
 
 def of(document: Any, name: str, **where: Any) -> dict[str, Any]:
@@ -196,6 +202,9 @@ def test_what_the_budget_leaves_out_is_named() -> None:
     assert 0 < len(dropped) < len(everything)
     assert dropped == everything[-len(dropped) :]
     assert bench.said == [f"decoding: {what} ..." for what in everything[: -len(dropped)]]
+    # each task adds something, which is in the document at once
+    assert len(bench.counted) == len(bench.said)
+    assert [0, *bench.counted] == sorted({0, *bench.counted})
     assert document["runs"]
 
 

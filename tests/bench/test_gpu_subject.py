@@ -23,6 +23,8 @@ LADDERS = (
     Contender("w4a16", ("w4a8",)),
     Contender("bf16", ("ngram",)),
 )
+__all__ = ["small"]
+
 NAMES = {"mxfp4": "mxfp4a8"}
 
 
@@ -74,12 +76,14 @@ def test_transformers_decodes_the_widened_weights(demo: Demo) -> None:
         found = peer.decode(rows, 5)
         assert found.token_ids == expected
         assert found.decode_seconds > 0
-        assert peer._model.lm_head.weight.data_ptr() == one.sets["bf16"].head.data_ptr()
+        head = one.sets["bf16"].head
+        assert isinstance(head, torch.Tensor)
+        assert peer._model.lm_head.weight.data_ptr() == head.data_ptr()
 
 
+@pytest.mark.usefixtures("small")
 def test_the_command_decodes(demo: Demo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     few = [Task("passes", "none", 2), Task("runs", "none", 2, LADDERS[:1]), Task("peer", "none", 2)]
-    small(monkeypatch)
     monkeypatch.setattr("qspec_decode.bench.gpu.decoding.tasks", lambda *_: few)
     monkeypatch.setattr("qspec_decode.bench.gpu.decoding.MIN_PROMPTS", 2)
     for name in ("qspec_decode.bench.gpu.decoding.MAX_GREEDY_TOKENS", "qspec_decode.bench.record.MIN_TOKENS"):

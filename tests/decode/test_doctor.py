@@ -1,7 +1,11 @@
 """What the doctor says about a machine, on machines made of files and on this one."""
 
 import json
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ import qspec_kernels
 from qspec_decode import doctor, machine
 from qspec_decode.cli import app
 from qspec_kernels.backends import torch as torch_backend
+from tests.gpu.devices import Device, pretended
 
 
 def make_machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
@@ -150,6 +155,61 @@ def test_the_document_explains_every_op(quick: None, torch_backend: None) -> Non
     assert all("QSPEC_CPU_ISA=torch" in line for line in report["ops"].values())
     assert report["gpu"]["devices"] or report["gpu"]["reason"]
     assert report["memory"]["available_bytes"] <= report["memory"]["total_bytes"]
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """PyTorch sees an H100; what else there is, the test says."""
+    properties = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    yield from pretended(monkeypatch)
+
+
+def test_every_op_of_a_gpu_is_explained(hopper: Device) -> None:
+    pytest.importorskip("triton")
+    hopper((9, 0), ("triton", "cupy"))
+    report = doctor.gpu()
+    assert report["devices"] == [{"name": "NVIDIA H100", "capability": "9.0", "total_bytes": 80 << 30}]
+    ops, prefill = report["ops"], report["prefill"]
+    assert set(ops) == set(doctor.OPS)
+    by_cuda = {op for op, line in ops.items() if line == f"{op} on cuda: cuda (sm_90)"}
+    assert by_cuda == {
+        *("linear_w4a16", "linear_w4a8", "linear_mxfp4a16", "linear_mxfp4a8"),
+        "hadamard_quantize_act",
+    }
+    others = {op: line for op, line in ops.items() if op not in by_cuda}
+    assert "not cuda: needs int4 tensor cores" in others["linear_w4a4"]
+    assert all(line.startswith(f"{op} on cuda: triton (sm_90)") for op, line in others.items())
+    # in 32 bits there is no kernel of its own
+    ordinary = {"linear_fp32": ops["linear_fp32"]}
+    assert prefill == {op: f"{op}_prefill on cuda: triton (sm_90)" for op in doctor.LINEARS} | ordinary
+    hopper((9, 0), ())
+    report = doctor.gpu()
+    for lines in (report["ops"], report["prefill"]):
+        assert all(line.startswith(f"{op} on cuda: torch; ") for op, line in lines.items())
+        assert all("not triton: triton is not installed" in line for line in lines.values())
+    assert "not cuda: cupy is not installed (pip install 'qspec[cuda]')" in report["ops"]["linear_w4a8"]
+
+
+def test_the_text_explains_every_op_of_a_gpu(quick: None, torch_backend: None, hopper: Device) -> None:
+    hopper((7, 5))
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0, result.stderr
+    # lines are folded to the width of the terminal
+    head, ops, prefill = re.split("gpu ops|gpu prefill", " ".join(result.stdout.split()))
+    assert "gpu NVIDIA H100, 9.0, 85.9 GB" in head
+    assert "linear_fp32 on cuda: torch; not triton: needs sm_80 or later; the device is sm_75;" in ops
+    for text, named in ((ops, doctor.OPS), (prefill, doctor.LINEARS)):
+        assert text.count(" on cuda: ") == len(named)
+        assert all(f"{op} on cuda: torch; not" in text for op in named)
+
+
+def test_a_package_has_the_version_of_the_distribution_that_is_there() -> None:
+    assert doctor.PACKAGES["cupy"][0] == "cupy-cuda12x"
+    assert doctor._version(("no-such-distribution", "torch")) == version("torch")
+    assert doctor._version(("no-such-distribution",)) is None
 
 
 def test_the_text_has_a_line_per_subject(quick: None, torch_backend: None) -> None:

@@ -4,7 +4,8 @@
     python -m tests.gpu.build_table --check   # fails where something is worse than what is committed
 
 An entry holds registers a thread, bytes of local memory (`stack`) and of shared memory, the number of
-instructions, and how often those opcodes occur that say how a kernel works.
+instructions, how often those opcodes occur that say how a kernel works, and how often inner loops touch local
+memory (`local_in_loops`).
 """
 
 import argparse
@@ -28,6 +29,7 @@ from triton.compiler import ASTSource
 
 from qspec_kernels.backends import triton as backend
 from qspec_kernels.backends.triton._variants import ARCHS, Variant
+from tests.gpu.loops import inner_loops, instructions
 
 TABLE = Path(__file__).parents[2] / "docs" / "results" / "gpu_build_triton.json"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -35,7 +37,10 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Matrix units by their full names, since shape and type are part of what must not change; the others without
 # modifiers: copies into shared memory that run ahead, local memory, shuffles.
 MATRIX_UNITS = ("HMMA", "IMMA", "HGMMA", "IGMMA", "UTCHMMA", "UTCIMMA")
-COUNTED = ("LDGSTS", "LDL", "STL", "SHFL", "FFMA")
+LOCAL = ("LDL", "STL")
+# what adds to memory in any order that comes; Blackwell's kernels allocate memory with other ones
+ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
+COUNTED = ("LDGSTS", *LOCAL, "SHFL", "FFMA", *ATOMICS)
 REGISTERS_ALLOWED = 1.1
 
 Entry = dict[str, Any]
@@ -74,8 +79,9 @@ def entry_of(listing: str, shared: int) -> Entry:
     """An entry from what cuobjdump says about a cubin."""
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing)
     assert usage, listing[:1000]
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", listing, re.M)
-    found = Counter()
+    code = instructions(listing)
+    inner = {one for loop in inner_loops(code, MATRIX_UNITS) for one in loop}
+    opcodes, found = [one.opcode for one in code], Counter()
     for opcode in opcodes:
         stem = opcode.partition(".")[0]
         if stem in MATRIX_UNITS:
@@ -89,6 +95,7 @@ def entry_of(listing: str, shared: int) -> Entry:
         "shared": shared,
         "instructions": len(opcodes) - opcodes.count("NOP"),
         "opcodes": dict(sorted(found.items())),
+        "local_in_loops": sum(one.stem in LOCAL for one in inner),
     }
 
 
@@ -96,8 +103,11 @@ def faults(variant: Variant, entry: Entry, committed: Entry | None) -> Iterator[
     """What is wrong with an entry, by itself and against the committed one."""
     if entry["stack"] and not variant.local_memory:
         yield f"{entry['stack']} bytes of local memory"
+    if entry["local_in_loops"]:
+        yield f"{entry['local_in_loops']} instructions on local memory in inner loops"
     stems = {opcode.partition(".")[0] for opcode in entry["opcodes"]}
     yield from (f"no {opcode}" for opcode in variant.opcodes if opcode not in stems)
+    yield from (f"{opcode}: sums of no fixed order" for opcode in ATOMICS if opcode in stems)
     if committed is None:
         yield "not in the table; run python -m tests.gpu.build_table"
         return

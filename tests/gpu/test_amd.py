@@ -1,13 +1,17 @@
-"""Packed linears compiled for AMD's GPUs, which know no PTX."""
+"""AMD's GPUs: packed linears compiled for them, who know no PTX, and launches that they take."""
 
 import importlib
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="needs triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+
+from qspec_kernels.backends.triton import _launch, _rows  # noqa: E402
+from tests.gpu import build_table  # noqa: E402
 
 TARGET = GPUTarget("hip", "gfx942", 64)
 
@@ -34,3 +38,17 @@ def test_packed_linears(tmp_path, monkeypatch, op, opcode):
     # without an AMD GPU there is PTX, which the compiler for AMD's turns into nothing
     monkeypatch.undo()
     assert "inline_asm" in compiled(op, str(tmp_path / "other"))["ttir"]
+
+
+def test_launches_are_of_a_size_that_amds_devices_take(monkeypatch):
+    def launched() -> tuple[int, list[int]]:
+        return _launch.arch_of(torch.device("cuda")), [_rows.warps_of(count) for count in (4096, 32768)]
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert launched() == (94, [8, 32])
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    # gfx942 is no successor of sm_90
+    assert launched() == (86, [8, 16])
+    for op in build_table.ops():
+        assert max(64 * one.num_warps for one in build_table.variants(op, 86)) <= 1024, op

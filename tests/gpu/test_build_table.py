@@ -81,6 +81,7 @@ ENTRY = {
     "shared": 0,
     "instructions": 9,
     "opcodes": {"HMMA.16816.F32.BF16": 4, "LDGSTS": 2},
+    "local_in_loops": 0,
 }
 
 
@@ -91,7 +92,9 @@ ENTRY = {
         ({"registers": 110}, None),
         ({"registers": 111}, "111 registers, 100 in the table"),
         ({"stack": 8}, "8 bytes of local memory"),
+        ({"local_in_loops": 2}, "2 instructions on local memory in inner loops"),
         ({"opcodes": {"LDGSTS": 2}}, "no HMMA"),
+        ({"opcodes": ENTRY["opcodes"] | {"REDG": 1}}, "REDG: sums of no fixed order"),
     ],
 )
 def test_worse_entries_are_found(change, fault):
@@ -120,12 +123,14 @@ def test_listings_are_read():
         /*0010*/              @!P0 LDGSTS.E.BYPASS.128 [R5], [R2.64] ;
         /*0020*/               @P1 STL [R1], R4 ;
         /*0030*/                   HMMA.16816.F32.BF16 R8, R4, R2, R8 ;
-        /*0040*/                   NOP ;
+        /*0040*/                   REDG.E.ADD.F32.FTZ.RN.STRONG.GPU [R2.64], R4 ;
+        /*0050*/                   NOP ;
 """
     assert build_table.entry_of(listing, 2048) == {
         "registers": 40,
         "stack": 16,
         "shared": 2048,
-        "instructions": 4,
-        "opcodes": {"HMMA.16816.F32.BF16": 1, "LDGSTS": 1, "STL": 1},
+        "instructions": 5,
+        "opcodes": {"HMMA.16816.F32.BF16": 1, "LDGSTS": 1, "REDG": 1, "STL": 1},
+        "local_in_loops": 0,
     }

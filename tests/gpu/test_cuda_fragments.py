@@ -3,13 +3,20 @@
 The strides are those of `MMA_Traits<SM80_16x8x32_S32S8S8S32_TN>`, `<SM80_16x8x64_S32S4S4S32_TN>` and
 `<SM80_16x8x16_F32BF16BF16F32_TN>` in NVIDIA's cute/atom/mma_traits_sm80.hpp: a layout maps (thread, value) to
 the coordinate of an element, counted column by column; its modes are (size, stride), the first fastest.
+
+Those of ldmatrix are of `Copy_Traits<SM75_U32x4_LDSM_N>` in copy_traits_sm75.hpp: one layout maps the thread
+that brings a row's address, and a bit of the row, to a number; the other maps the thread and the bit that it
+receives to the number of what it gets.
 """
 
 import ctypes
+from itertools import product
 from math import prod
 
 import pytest
+import torch
 
+from qspec_kernels.backends.cuda._compile import Kernel
 from tests.gpu.emulation.cases import LAUNCHERS, emulated
 
 Modes = list[tuple[int, int]]
@@ -42,6 +49,33 @@ CUTE: dict[str, tuple[int, dict[str, tuple[int, Modes, Modes]]]] = {
     ),
 }
 
+# threads and bits
+LDSM: dict[str, tuple[Modes, Modes]] = {
+    "brought": ([(32, 128)], [(128, 1)]),
+    "received": ([(32, 32)], [(32, 1), (4, 1024)]),
+}
+
+# each lane brings a row of four words, which say whose they are and which; rows lie in no order
+PROBE = """
+KERNEL(32, 1)
+probe(int* out) {
+    const int lane = thread_index();
+    u32* row = reinterpret_cast<u32*>(shared_memory() + (lane * 7 + 3) % 32 * 16);
+    for (int i = 0; i < 4; ++i) row[i] = lane << 8 | i;
+    barrier();
+    u32 r[4];
+    load_matrices(r, row);
+    for (int i = 0; i < 4; ++i) store_global(out + lane * 4 + i, static_cast<int>(r[i]));
+}
+"""
+
+
+class Probe(Kernel):
+    """A kernel whose source stands here."""
+
+    def source(self) -> str:
+        return PROBE
+
 
 def offset(modes: Modes, index: int) -> int:
     """The layout's value at an index into its modes."""
@@ -69,3 +103,41 @@ def test_fragments(instruction, operand):
             assert tuple(at) == expected, (lane, i)
             seen.add(expected)
     assert len(seen) == 32 * prod(size for size, _ in values)
+
+
+def received(**options: list[tuple[str, str]]) -> list[list[tuple[int, int]]]:
+    """For each lane and register the lane that brought its word, and which of that lane's row it is."""
+    out = torch.empty(32, 4, dtype=torch.int32)
+    with emulated(**options) as emulator:
+        emulator.launch(Probe("probe", ("ptx.cuh",), (), 32, 512), (1, 1), [out])
+    return [[divmod(word, 256) for word in row] for row in out.tolist()]
+
+
+def differs_from_cute(found: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """The lanes and bits that get something else."""
+    (lanes, bits), (to_lanes, to_bits) = LDSM["brought"], LDSM["received"]
+    origin = {
+        offset(lanes, lane) + offset(bits, bit): (lane, bit) for lane, bit in product(range(32), range(128))
+    }
+    assert len(origin) == 32 * 128
+    wrong = []
+    for lane, bit in product(range(32), range(128)):
+        source, word = found[lane][bit // 32]
+        if origin[offset(to_lanes, lane) + offset(to_bits, bit)] != (source, 32 * word + bit % 32):
+            wrong.append((lane, bit))
+    return wrong
+
+
+def test_rows_of_matrices():
+    assert not differs_from_cute(received())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("load_matrices(r, row)", "load_matrices(r, shared_memory() + lane * 16)"),
+        ("static_cast<int>(r[i])", "static_cast<int>(r[i ^ 1])"),
+    ],
+)
+def test_other_rows_are_noticed(old, new):
+    assert differs_from_cute(received(edits=[(old, new)]))

@@ -2,7 +2,7 @@
 
 import ast
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,36 +10,19 @@ import pytest
 import torch
 
 import qspec_kernels as qk
-from qspec_kernels import dispatch, formats
+from qspec_kernels import dispatch, formats, preferences
 from qspec_kernels.backends import cuda as cuda_folder
 from qspec_kernels.backends import triton as triton_folder
+from tests.gpu.devices import Device, pretended
+from tests.kernels.cases import quantized
 from tests.test_architecture import signatures
 
 TRITON = sorted(path for path in Path(triton_folder.__path__[0]).glob("[a-z]*.py"))
-Device = Callable[..., None]
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """device(capability, libraries): from here on there is a GPU of that capability, with those libraries,
-    and where `lacking` is empty with all that CUDA sources need."""
-
-    def install(
-        capability: tuple[int, int] | None, libraries: tuple[str, ...] = ("triton",), lacking: str = ""
-    ) -> None:
-        right = dispatch.find_spec
-        monkeypatch.setattr(dispatch, "_capability", lambda _: capability)
-        monkeypatch.setattr(dispatch, "_cuda_refusal", lambda _: lacking)
-        monkeypatch.setattr(
-            dispatch,
-            "find_spec",
-            lambda name: name in libraries or None if name in ("triton", "cupy") else right(name),
-        )
-        dispatch.find.cache_clear()
-
-    yield install
-    monkeypatch.undo()
-    dispatch.reset()
+    yield from pretended(monkeypatch)
 
 
 @pytest.fixture
@@ -72,9 +55,13 @@ def test_cuda_comes_before_triton_and_triton_before_torch(device, ops):
         "linear_w4a16 on cuda: triton (sm_90); not cuda: has no such kernel"
     )
     assert dispatch.find("linear_w4a16", "cuda", torch.float32, "int4_mma16")() == "triton"
-    ops["cuda", "linear_w4a16"] = kernel("cuda")
+    ops["cuda", "linear_w4a16"] = kernel("cuda", why_not=lambda capability, sizes=None: "" if sizes else "no")
     dispatch.find.cache_clear()
-    assert qk.explain("linear_w4a16", "cuda") == "linear_w4a16 on cuda: cuda (sm_90)"
+    assert qk.explain("linear_w4a16", "cuda") == "linear_w4a16 on cuda: triton (sm_90); not cuda: no"
+    # sizes are for those who ask for them
+    assert qk.explain("linear_w4a16", "cuda", sizes=(1,)) == "linear_w4a16 on cuda: cuda (sm_90)"
+    ops["cuda", "linear_w4a16"] = kernel("cuda", why_not=lambda capability: "")
+    assert qk.explain("linear_w4a16", "cuda", sizes=(1,)) == "linear_w4a16 on cuda: cuda (sm_90)"
     assert dispatch.find("linear_w4a16", "cuda", torch.float32, "int4_mma16")() == "cuda"
 
 
@@ -89,6 +76,9 @@ def test_a_prefill_has_kernels_of_its_own(device, ops):
     ops["triton", "linear_w4a16_prefill"] = of_prompts
     dispatch.find.cache_clear()
     assert dispatch.find(*asked, "int4_mma16", "prefill")() == "prefill"
+    assert qk.explain("linear_w4a16", "cuda", phase="prefill") == (
+        "linear_w4a16_prefill on cuda: triton (sm_90)"
+    )
     assert dispatch.find(*asked, "int4_mma16")() == "cuda"
     # nor where it cannot serve: another byte order, another type, a device it is not for
     assert dispatch.find("linear_w4a16", "cuda", torch.float64, "int4", "prefill").__module__.endswith(
@@ -97,6 +87,55 @@ def test_a_prefill_has_kernels_of_its_own(device, ops):
     of_prompts.why_not = lambda capability: "not for this one"
     dispatch.find.cache_clear()
     assert dispatch.find(*asked, "int4_mma16", "prefill")() == "cuda"
+    assert qk.explain("linear_w4a16", "cuda", phase="prefill") == "linear_w4a16 on cuda: cuda (sm_90)"
+
+
+def test_the_table_says_who_is_asked_first(device, ops, monkeypatch):
+    ops["cuda", "linear_w4a16"], ops["triton", "linear_w4a16"] = kernel("cuda"), kernel("triton")
+    small = preferences.Row(("linear_w4a16",), ("triton", "cuda", "torch"), (9, 0), (9, 9), (4096, 8192))
+    monkeypatch.setattr(preferences, "TABLE", (small, *preferences.TABLE))
+
+    def served(capability: tuple[int, int], sizes: tuple[int, ...] | None) -> str:
+        device(capability, ("triton", "cupy"))
+        found = dispatch.find("linear_w4a16", "cuda", torch.float32, "int4_mma16", sizes=sizes)()
+        name = "sm_{}{}".format(*capability)
+        assert qk.explain("linear_w4a16", "cuda", sizes=sizes) == f"linear_w4a16 on cuda: {found} ({name})"
+        return found
+
+    assert served((9, 0), (4096, 8192)) == served((9, 9), (16, 16)) == "triton"
+    assert {served((9, 0), sizes) for sizes in ((4097, 8192), (4096, 8193), None)} == {"cuda"}
+    assert {served(capability, (16, 16)) for capability in ((8, 9), (10, 0))} == {"cuda"}
+    # better is not the same as able
+    ops["triton", "linear_w4a16"] = kernel("triton", why_not=lambda capability: "no")
+    assert served((8, 9), (16, 16)) == "cuda"
+    device((9, 0), ("triton", "cupy"))
+    line = qk.explain("linear_w4a16", "cuda", sizes=(16, 16))
+    assert line == "linear_w4a16 on cuda: cuda (sm_90); not triton: no"
+
+
+def test_the_table_has_every_kernel_of_cuda():
+    named = [op for row in preferences.TABLE for op in row.ops if row.backends[0] == "cuda"]
+    assert set(named) == set(signatures("cuda"))
+    assert {op for row in preferences.TABLE for op in row.ops} <= {*signatures("cuda"), *signatures("triton")}
+    for order in (preferences.DEFAULT, *(row.backends for row in preferences.TABLE)):
+        assert sorted(order) == ["cuda", "torch", "triton"]
+        assert order[-1] == "torch"
+
+
+@pytest.mark.parametrize("act", [None, "a16", "a8"])
+def test_linears_say_how_large_they_are(monkeypatch, rng, act):
+    asked = []
+    right = dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda *given: asked.append(given[-1]) or right(*given))
+    dispatch.find.cache_clear()
+    weight = torch.randn(6, 64, generator=rng)
+    for m in (1, 3):
+        packed = quantized("int4", weight, 32).packed if act else weight
+        qk.linear(torch.ones(m, 64), packed, **({"act": act} if act else {}))
+    dispatch.find.cache_clear()
+    # of the weight; never the number of rows
+    assert (6, 64) in asked
+    assert set(asked) <= {None, (6, 64)}
 
 
 @pytest.mark.parametrize(

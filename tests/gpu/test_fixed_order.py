@@ -5,6 +5,7 @@ That is why a fused op equals the composition of its parts on a GPU too, where t
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,11 @@ from qspec_kernels.backends.triton import (  # noqa: E402
     rope_cache_write,
 )
 from qspec_kernels.backends.triton._variants import Variant  # noqa: E402
+
+BACKENDS = Path(hadamard.__file__).parents[1]
+SOURCES = sorted([*BACKENDS.glob("cuda/*.cu*"), *BACKENDS.glob("triton/*.py")])
+# Triton's, CUDA's and PTX's; "atomically" is how files are written
+ATOMIC = re.compile(r"atomic_|atomic[A-Z]|\b(?:atom|red)\.|\batom_|fetch_add")
 
 REDUCTION = re.compile(
     r'"tt\.reduce"\([^)]*\) <\{axis = (\d+) : i32\}> \(\{(.*?)\}\) : \(tensor<([\dx]+)x', re.DOTALL
@@ -90,3 +96,23 @@ def _in_any_order(out, x):
 def test_a_plain_sum_is_noticed():
     signature = {"out": "*fp32", "x": "*fp32"}
     assert list(float_sums(intermediate(Variant("", _in_any_order, signature, {})))) == [64]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_nothing_is_added_atomically(path):
+    assert not ATOMIC.search(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tl.atomic_add(out + rows, partial)",
+        "atomicAdd(out + row, partial);",
+        'asm volatile("red.global.add.f32 [%0], %1;" :: "l"(p), "f"(v));',
+        'asm volatile("atom.global.add.f32 %0, [%1], %2;" : "=f"(d) : "l"(p), "f"(v));',
+        "__nv_atomic_fetch_add(p, v, 0, 3);",
+    ],
+)
+def test_an_atomic_sum_is_noticed(line):
+    assert len(SOURCES) > 60
+    assert ATOMIC.search(line)

@@ -1,6 +1,8 @@
 """`warmup` leaves nothing to compile, whatever the number of rows that come."""
 
 import importlib
+import random
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -43,12 +45,11 @@ def test_every_kernel_of_a_weight_is_launched(launched, weight):
     qk.warmup([weight, weight], ["a8", "a16"])
     assert {kernel.name for kernel in launched} == {"linear_w4a8", "linear_w4a16"}
     # weights of one kind are the same to kernels
-    assert len(launched) == 2 * len(ROWS)
+    assert len(launched) == 2 * 2 * len(ROWS)
     ready = set(launched)
     launched.clear()
-    for m in ANY:
-        for act in ("a8", "a16"):
-            qk.linear(torch.zeros(m, 256).bfloat16(), weight, act=act)
+    for m, act, phase in product(ANY, ("a8", "a16"), ("decode", "prefill")):
+        qk.linear(torch.zeros(m, 256).bfloat16(), weight, act=act, phase=phase)
     assert set(launched) == ready
     qk.linear(torch.zeros(1, 256), weight)
     assert not set(launched) <= ready, "float32 is another kind"
@@ -65,15 +66,18 @@ def test_bias_and_residual_come_along(weight, monkeypatch):
     assert not calls, "a CPU's kernels are there already"
     monkeypatch.setattr(dispatch, "compiles", lambda device: True)
     qk.warmup([weight], ["a16"], [3])
-    qk.warmup([weight], ["a8"], [3], dtype=torch.float32, bias=True, residual=True)
+    assert [rest["phase"] for _, _, rest in calls] == ["decode", "prefill"]
+    calls.clear()
+    qk.warmup([weight], ["a16"], [3], phases=["decode"])
+    qk.warmup([weight], ["a8"], [3], dtype=torch.float32, bias=True, residual=True, phases=["prefill"])
     (x, bias, rest), (y, y_bias, y_rest) = calls
     assert (x.shape, x.dtype, bias, rest) == (
         (3, 256),
         torch.bfloat16,
         None,
-        {"act": "a16", "residual": None},
+        {"act": "a16", "residual": None, "phase": "decode"},
     )
-    assert (y.dtype, y_bias.shape, y_rest["act"]) == (torch.float32, (64,), "a8")
+    assert (y.dtype, y_bias.shape, y_rest["act"], y_rest["phase"]) == (torch.float32, (64,), "a8", "prefill")
     assert (y_rest["residual"].shape, y_rest["residual"].dtype) == ((3, 64), torch.float32)
 
 
@@ -85,15 +89,21 @@ def test_rows_have_every_choice_of_cuda(name, arch):
         assert set(chosen.values()) == {chosen[m] for m in ROWS}
 
 
+@pytest.mark.parametrize(
+    ("file", "function"), [("_launch", "plan_packed"), ("_prefill_launch", "plan_prefill")]
+)
 @pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
-def test_rows_have_every_choice_of_triton(arch):
-    plan_packed = pytest.importorskip("qspec_kernels.backends.triton._launch").plan_packed
+def test_rows_have_every_choice_of_triton(file, function, arch):
+    plan_of = getattr(pytest.importorskip(f"qspec_kernels.backends.triton.{file}"), function)
 
     def compiled(m: int, n: int, k: int, x_bytes: int, act_groups: int) -> str:
-        plan = plan_packed((m, n, k), 32, arch, mxfp4=False, x_bytes=x_bytes, act_groups=act_groups)
+        plan = plan_of((m, n, k), 32, arch, mxfp4=False, x_bytes=x_bytes, act_groups=act_groups)
         return str(SimpleNamespace(constants=plan.constants, options=plan.options()))
 
-    for n, k in SHAPES:
+    # a tile is least work for whole ones of its tokens, if at all, and its tokens are a multiple of 32
+    tried = {*ANY, *ROWS, *range(32, ROWS[-1] + 1, 32)}
+    widths = random.Random(0).sample(range(64, 32769, 64), 8)
+    for n, k in (*SHAPES, *((width, 256) for width in widths)):
         for x_bytes, act_groups in ((2, 0), (4, 0), (1, 1)):
-            chosen = {m: compiled(m, n, k, x_bytes, act_groups) for m in {*ANY, *ROWS}}
-            assert set(chosen.values()) == {chosen[m] for m in ROWS}
+            chosen = {m: compiled(m, n, k, x_bytes, act_groups) for m in tried}
+            assert set(chosen.values()) == {chosen[m] for m in ROWS}, (n, k)

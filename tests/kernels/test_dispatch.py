@@ -48,6 +48,23 @@ def test_other_devices_are_served_by_torch():
     assert qk.explain("attention", "mps") == "attention on mps: torch"
 
 
+@pytest.mark.parametrize("op", ["linear", "linear_w3a3", "library", "_linear", "linear_w4a16_prefill", ""])
+def test_what_is_no_op_is_not_explained(op):
+    with pytest.raises(
+        qk.UsageError, match=f"op is '{op}'; expected one of argmax, attention, .*softmax"
+    ) as e:
+        qk.explain(op)
+    assert "linear_w4a16" in e.value.hint
+    assert "prefill" in e.value.hint
+
+
+def test_a_phase_is_explained(backend):
+    for op in ("linear_w4a8", "attention"):
+        assert qk.explain(op, phase="prefill") == qk.explain(op)
+    with pytest.raises(qk.UsageError, match="phase is 'verify'; expected one of decode, prefill"):
+        qk.explain("linear_w4a8", phase="verify")
+
+
 def test_unknown_library(monkeypatch):
     monkeypatch.setenv(library.ENVIRONMENT, "avx1024")
     dispatch.reset()

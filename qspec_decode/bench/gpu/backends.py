@@ -16,7 +16,7 @@ _LIBRARIES = {"cuda": "cupy", "triton": "triton"}
 
 def refusal(device: Device, backend: str, op: str) -> str:
     """Why a backend does not serve an op; empty where it does."""
-    if find_spec(f"qspec_kernels.backends.{backend}.{op}") is None:
+    if not _has(backend, op):
         return "has no such kernel"
     library = _LIBRARIES.get(backend)
     if library is not None and find_spec(library) is None:
@@ -62,6 +62,10 @@ def arguments(
         else:
             found.append(one)
     return found
+
+
+def _has(backend: str, op: str) -> bool:
+    return find_spec(f"qspec_kernels.backends.{backend}.{op}") is not None
 
 
 def _module(backend: str, op: str) -> Any:

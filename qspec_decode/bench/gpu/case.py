@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 ROWS = 64
+# how the files of a phase's own kernels end
+PREFILL = "_prefill"
 # matrix units add several products at a time and cut off what does not fit
 ROUNDED_TOGETHER = 32
 
@@ -29,6 +31,8 @@ class Case:
         For float64: a function that takes the arguments; by default the torch backend's own.
     roundings
         Of the largest result that are allowed besides the error of plain float32.
+    repeated
+        Numbers of tokens beyond `ROWS`: the first ones again and again, and so have to be the results.
     """
 
     op: str
@@ -39,6 +43,12 @@ class Case:
     kind: str = "close"
     floats: Callable[..., Any] | None = None
     roundings: int = 1
+    repeated: tuple[int, ...] = ()
+
+    @property
+    def definition(self) -> str:
+        """The torch backend's file, which is the same in every phase."""
+        return self.op.removesuffix(PREFILL)
 
     def first(self, rows: int) -> tuple[Any, ...]:
         """Arguments of the first so many tokens."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from qspec_decode.bench.gpu import cases_linear
 from qspec_decode.bench.gpu.case import ROWS, Case, Maker
 from qspec_decode.bench.gpu.cases_cache import attentions, rotary
-from qspec_decode.bench.gpu.cases_linear import PRECISIONS, linears
 from qspec_decode.bench.gpu.cases_rows import (
     embeddings,
     gates,
@@ -35,14 +35,14 @@ _MAKERS: dict[str, Maker] = {
     **dict.fromkeys(("argmax", "softmax"), choices),
     **dict.fromkeys(("draw", "draw_residual"), draws),
 }
-OPS = (*(f"linear_{name}" for name in PRECISIONS), *_MAKERS)
+OPS = (*cases_linear.OPS, *_MAKERS)
 
 
 def cases(op: str) -> list[Case]:
     """Everything that an op is checked on; nothing for an op without cases."""
     generator = torch.Generator().manual_seed(0)
-    if op.startswith("linear_"):
-        return list(linears(op.removeprefix("linear_"), generator))
+    if op in cases_linear.OPS:
+        return list(cases_linear.linears(op, generator))
     make = _MAKERS.get(op)
     return [case for dtype in _dtypes(op) for case in make(op, dtype, generator)] if make else []
 

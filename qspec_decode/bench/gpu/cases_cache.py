@@ -6,6 +6,9 @@ import torch
 
 from qspec_decode.bench.gpu.case import ROWS, Case, random
 
+# of a row of the cache, in positions: several of the pieces that attention takes it in
+CAPACITY = 600
+
 
 def rotary(op: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Case]:
     """rope, cache_write, and the two as one."""
@@ -36,9 +39,9 @@ def rotary(op: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[
 
 
 def attentions(op: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Case]:
-    """Whole heads and odd ones; all of what came before, and a window."""
-    for heads, kv_heads, d, window in ((8, 2, 128, -1), (6, 2, 72, 100)):
-        capacity, each = 600, 4
+    """Whole heads and odd ones; all of what came before, and a window; enough for spans to be merged."""
+    for heads, kv_heads, d, window in ((8, 2, 128, -1), (6, 2, 72, 100), (16, 8, 64, -1)):
+        capacity, each = CAPACITY, 4
         q = random(generator, dtype, ROWS, heads, d)
         caches = [random(generator, torch.bfloat16, ROWS // each, kv_heads, capacity, d) for _ in range(2)]
         rows = torch.arange(ROWS, dtype=torch.int32) // each

@@ -1,8 +1,11 @@
 """Correct before fast: every kernel against float64 on the CPU, row by row, and replayed from a graph."""
 
+import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +14,13 @@ from torch import Tensor
 from qspec_decode.bench.gpu.backends import arguments, function, serving
 from qspec_decode.bench.gpu.cases import ROWS, Case
 from qspec_decode.bench.gpu.device import Device
+from qspec_kernels import PackedWeight
 
+# rows that are held against float64 and replayed from graphs; rows that are held against those of all 64
 COUNTS = (1, 2, 5, 17, ROWS)
+EVERY = range(1, ROWS + 1)
+# rows that between them have everything compiled that those need
+TILES = (1, 2, 16, 17, ROWS)
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class Verdict:
         "graph" (a replay that differs), or what was raised.
     error, bound
         The worst error, in the result's own units, and the most that is right; both 0 where results have to
-        be equal bit for bit and are. None where the kernel raised, or a result is no number.
+        be equal bit for bit and are. None where the kernel raised, where a result is no number, and where
+        rows alone were compared.
     """
 
     op: str
@@ -53,82 +62,114 @@ class Expected:
 
 
 def check(device: Device, case: Case) -> Iterator[Verdict]:
-    """Every backend that serves the case, with 64 rows first, whose rows the others must have."""
+    """Every backend that serves the case, with 64 rows first, whose rows all other calls must have."""
     expected = _expected(case)
     for backend in serving(device, case.op):
-        whole: list[Tensor] | None = None
-        for rows in sorted(COUNTS, reverse=True):
-            verdict, found = _verdict(device, case, backend, rows, (expected, whole))
-            whole = found if whole is None else whole
-            yield verdict
+        run = _Run(device, case, backend)
+        for rows in (*sorted(EVERY, reverse=True), *case.repeated):
+            yield _verdict(run, rows, expected if rows in COUNTS else None)
 
 
-def _verdict(
-    device: Device, case: Case, backend: str, rows: int, right: tuple[list[Expected], list[Tensor] | None]
-) -> tuple[Verdict, list[Tensor] | None]:
-    expected, whole = right
-    place = case.op, backend, case.shape, rows
+def call(device: Device, case: Case) -> None:
+    """Have everything compiled that the case needs; what is wrong with it shows when it is checked."""
+    for backend in serving(device, case.op):
+        run = _Run(device, case, backend)
+        for rows in (*TILES, *case.repeated):
+            with contextlib.suppress(Exception):
+                run.results(rows)
+
+
+def _verdict(run: "_Run", rows: int, expected: list[Expected] | None) -> Verdict:
+    """Without `expected` rows alone are compared."""
+    failed: list[str] = []
+    error = bound = None
     try:
-        run = _Run(device, case, backend, rows)
-        found = run.once()
-        replayed = run.replayed()
-    except Exception as error:  # whatever a kernel raises belongs into the table
-        return Verdict(*place, f"{type(error).__name__}: {error}".splitlines()[0], None, None), None
-    error, bound = _worst(case, found, expected, rows)
-    # a NaN compares false
-    failed = [] if error <= bound else ["error"]
-    if whole is not None and not _same(found, [out[:rows] for out in whole]):
-        failed.append("row")
-    if not _same(found, replayed):
-        failed.append("graph")
-    return Verdict(*place, ", ".join(failed), _number(error), _number(bound)), found
+        found = run.results(rows)
+        if expected is not None:
+            error, bound = _worst(run.case, [one.cpu() for one in found], expected, rows)
+            # a NaN compares false
+            if not error <= bound:
+                failed.append("error")
+        if rows == ROWS:
+            run.whole = found
+        elif not run.has_rows(found, rows):
+            failed.append("row")
+        if expected is not None and not _same(found, run.replayed(rows)):
+            failed.append("graph")
+    except Exception as raised:  # whatever a kernel raises belongs into the table
+        failed, error, bound = [f"{type(raised).__name__}: {raised}".splitlines()[0]], None, None
+    case = run.case
+    return Verdict(case.op, run.backend, case.shape, rows, ", ".join(failed), _number(error), _number(bound))
 
 
 class _Run:
-    """A kernel and its arguments on the device."""
+    """A kernel and its arguments on the device; `whole` is what it made of all rows."""
 
     find = staticmethod(function)
 
-    def __init__(self, device: Device, case: Case, backend: str, rows: int):
-        self._device, self._case = device, case
+    def __init__(self, device: Device, case: Case, backend: str):
+        self.case, self.backend, self._device = case, backend, device
+        self.whole: list[Tensor] | None = None
         self._function = self.find(backend, case.op)
-        self._given = arguments(case.first(rows), backend, case.op, device.device)
-        self._args = [one.clone() if isinstance(one, Tensor) else one for one in self._given]
 
-    def once(self) -> list[Tensor]:
-        """Results of a plain call, on the CPU."""
-        self._reset()
-        return self._results(self._function(*self._args))
+    def results(self, rows: int) -> list[Tensor]:
+        """Of a plain call."""
+        args = self._arguments(rows)
+        return self._results(args, self._function(*args))
 
-    def replayed(self) -> list[Tensor]:
-        """Results of a replay, over arguments as they were."""
-        self._reset()
-        captured = self._device.capture(lambda: self._function(*self._args))
+    def replayed(self, rows: int) -> list[Tensor]:
+        """Of a replay, over arguments as they were."""
+        args = self._arguments(rows)
+        captured = self._device.capture(lambda: self._function(*args))
         for out in _tensors(captured.out):
             # what a replay leaves out shows
             out.fill_(-1 if not out.is_floating_point() else torch.nan)
-        self._reset()
-        captured.replay()
-        return self._results(captured.out)
-
-    def _reset(self) -> None:
-        for own, given in zip(self._args, self._given, strict=True):
+        for own, given in zip(args, self._arguments(rows), strict=True):
             if isinstance(own, Tensor):
                 own.copy_(given)
+        captured.replay()
+        # the graph's memory goes with it
+        return [one.clone() for one in self._results(args, captured.out)]
 
-    def _results(self, out: Any) -> list[Tensor]:
+    def has_rows(self, found: Sequence[Tensor], rows: int) -> bool:
+        """Whether results are those of all rows: the first of them, or all again and again."""
+        return self.whole is None or _same(found, [_rows(one, rows) for one in self.whole])
+
+    @cached_property
+    def _given(self) -> list[Any]:
+        return arguments(self.case.args, self.backend, self.case.op, self._device.device)
+
+    @cached_property
+    def _by_row(self) -> set[int]:
+        """Places in `_given`, where a packed weight is two arguments."""
+        places = itertools.accumulate(1 + isinstance(one, PackedWeight) for one in self.case.args)
+        flat = [0, *places]
+        return {flat[place] for place in self.case.by_row}
+
+    def _arguments(self, rows: int) -> list[Any]:
+        """A copy: ops may write into them."""
+        taken = [_rows(one, rows) if place in self._by_row else one for place, one in enumerate(self._given)]
+        return [one.clone() if isinstance(one, Tensor) else one for one in taken]
+
+    def _results(self, args: Sequence[Any], out: Any) -> list[Tensor]:
         # results of what is written come before what is returned; no packed weight stands before them
-        written = [self._args[place] for place in self._case.changed]
-        return [one.detach().to("cpu", copy=True) for one in (*written, *_tensors(out))]
+        return [*(args[place] for place in self.case.changed), *_tensors(out)]
+
+
+def _rows(one: Tensor, rows: int) -> Tensor:
+    """The first rows, or all of them again and again."""
+    return one[:rows] if rows <= ROWS else torch.cat([one] * -(-rows // ROWS))[:rows]
 
 
 def _expected(case: Case) -> list[Expected]:
     cpu = torch.device("cpu")
-    own = function("torch", case.op)
+    own = function("torch", case.definition)
     if case.kind == "same":
-        args = arguments(case.args, "torch", case.op, cpu)
+        args = arguments(case.args, "torch", case.definition, cpu)
         return [Expected(one, 0.0) for one in _outputs(case, own, args)]
-    wide, narrow = (arguments(case.args, "torch", case.op, cpu, dtype) for dtype in (torch.float64, None))
+    wide, narrow = (
+        arguments(case.args, "torch", case.definition, cpu, dtype) for dtype in (torch.float64, None)
+    )
     if case.kind == "codes":
         floats = case.floats
         assert floats is not None
@@ -199,6 +240,6 @@ def _tensors(out: Any) -> list[Tensor]:
     return [] if out is None else list(out) if isinstance(out, tuple) else [out]
 
 
-def _number(value: float) -> float | None:
+def _number(value: float | None) -> float | None:
     """JSON has no infinity."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None

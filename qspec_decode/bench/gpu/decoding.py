@@ -30,7 +30,7 @@ PEER = "transformers"
 
 @dataclass
 class Decoding:
-    """What all tasks share, and what they found.
+    """What all tasks share, and what they found: `document`, plain values for JSON that grow.
 
     Parameters
     ----------
@@ -56,9 +56,31 @@ class Decoding:
         self._open: dict[str, Subject] = {}
         self._seconds: dict[str, float] = {}
         self._bandwidth: Bandwidth | None = None
+        self.document: dict[str, Any] = {
+            "max_new_tokens": MAX_GREEDY_TOKENS,
+            "load_seconds": self._seconds,
+            "passes": self.figures.passes,
+            "runs": self.figures.runs,
+            "unequal": self.texts.unequal,
+            "failures": self.failures,
+            "dropped": self.dropped,
+            "skipped_peers": self.skipped_peers,
+        }
 
-    def run(self, scales: Sequence[str], batches: Sequence[int], until: float) -> dict[str, Any]:
-        """Everything, as long as time is left; what comes too late is listed."""
+    def run(
+        self,
+        scales: Sequence[str],
+        batches: Sequence[int],
+        until: float,
+        added: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Everything, as long as time is left; what comes too late is listed.
+
+        Parameters
+        ----------
+        added
+            Is called after each task, when what it found is in `document`.
+        """
         for task in tasks(scales, batches):
             if self.clock() >= until:
                 self._drop(task, "the budget was spent")
@@ -75,16 +97,7 @@ class Decoding:
                 self.failures.append({"what": task.what, "error": f"{type(error).__name__}: {error}"})
             finally:
                 self._clear(task.scale)
-        return {
-            "max_new_tokens": MAX_GREEDY_TOKENS,
-            "load_seconds": self._seconds,
-            "passes": self.figures.passes,
-            "runs": self.figures.runs,
-            "unequal": self.texts.unequal,
-            "failures": self.failures,
-            "dropped": self.dropped,
-            "skipped_peers": self.skipped_peers,
-        }
+            added()
 
     def _run(self, task: Task) -> None:
         subject = self._subject(task.scale)

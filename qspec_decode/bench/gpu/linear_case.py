@@ -10,15 +10,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qspec_decode.bench import gate
-from qspec_decode.bench.gpu import peers
+from qspec_decode.bench.gpu import cases_linear, peers
 from qspec_decode.bench.gpu.backends import function, order, serving
+from qspec_decode.bench.gpu.case import PREFILL
 from qspec_decode.bench.gpu.device import Device
 from qspec_decode.bench.gpu.timing import Contender, copies
 from qspec_decode.bench.shapes import LinearShape
-from qspec_kernels import PRECISIONS, PackedWeight, formats
+from qspec_kernels import PRECISIONS, PackedWeight, Precision, formats
 
-OPS = tuple(f"linear_{name}" for name in PRECISIONS if name != "fp32")
+OPS = tuple(op for op in cases_linear.OPS if op != "linear_fp32")
 GROUP_SIZE = 128
+# rows that a prompt has at least, and a verification at most: between them both phases are timed
+_LEAST_PROMPT, _MOST_VERIFIED = 128, 512
 # rows of x and of the weight that are looked at before anything is timed
 _CHECKED_ROWS, _CHECKED_OUTPUTS = 16, 64
 # matrix units add several products at a time and cut off what does not fit
@@ -56,7 +59,7 @@ class LinearCase:
         dense = weight.bfloat16()
         self._values["bf16"] = dense[self._picked].double()
         self._copies["bf16"] = [dense.clone() for _ in range(copies(device, dense.nbytes))]
-        kinds = {PRECISIONS[op.removeprefix("linear_")].weights for op in self._ops}
+        kinds = {_precision(op).weights for op in self._ops}
         if "mxfp4" in kinds:
             codes, scales = formats.get("mxfp4").quantize(weight)
             self._add("mxfp4", codes, scales, 32)
@@ -67,9 +70,16 @@ class LinearCase:
             self._peers, self.skipped = peers.prepare(device, codes, scales, GROUP_SIZE, self._picked)
 
     def contenders(self, rows: int) -> Iterator[Contender]:
-        """Every op on every backend that serves it, and every peer, on `rows` rows."""
+        """Every op on every backend that serves it, and every peer, on `rows` rows.
+
+        Of two phases of an op only those are timed that so many rows come in.
+        """
         x = self._random(rows, self.shape.k).bfloat16()
         for op in self._ops:
+            other = op.removesuffix(PREFILL) if op.endswith(PREFILL) else op + PREFILL
+            rare = rows < _LEAST_PROMPT if op.endswith(PREFILL) else rows > _MOST_VERIFIED
+            if rare and other in self._ops and serving(self._device, other):
+                continue
             for backend in serving(self._device, op):
                 yield self._own(op, backend, x)
         dense = self._copies["bf16"]
@@ -87,7 +97,7 @@ class LinearCase:
             yield self._contender((peer.name, peer.name), x, call, peer.copies, right)
 
     def _own(self, op: str, backend: str, x: Tensor) -> Contender:
-        served, run = PRECISIONS[op.removeprefix("linear_")], function(backend, op)
+        served, run = _precision(op), function(backend, op)
         if served.act is None:
             dense = self._copies["bf16"]
             right = x, self._values["bf16"]
@@ -120,7 +130,7 @@ class LinearCase:
         (rows, k), n = x.shape, self.shape.n
         one = weights[0]
         size = one.num_bytes if isinstance(one, PackedWeight) else peers.num_bytes(one)
-        integer = names[0].startswith("linear_") and names[0].endswith(("a8", "a4"))
+        integer = names[0].startswith("linear_") and _precision(names[0]).act in ("a8", "a4")
         # codes in and float32 out, or 16 bits each
         size += rows * (k + 4 * n) if integer else 2 * rows * (k + n)
 
@@ -154,6 +164,11 @@ class LinearCase:
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self._generator, device=self._device.device)
+
+
+def _precision(op: str) -> Precision:
+    """What an op computes, in either phase."""
+    return PRECISIONS[op.removeprefix("linear_").removesuffix(PREFILL)]
 
 
 def _clone(one: PackedWeight) -> PackedWeight:

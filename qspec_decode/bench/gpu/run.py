@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
@@ -11,8 +11,7 @@ import torch
 
 from qspec_decode.bench import shapes
 from qspec_decode.bench.facts import facts
-from qspec_decode.bench.gpu import cases, correctness, linear_case, op_case, timing
-from qspec_decode.bench.gpu.backends import refusal
+from qspec_decode.bench.gpu import checks, linear_case, op_case, timing
 from qspec_decode.bench.gpu.decoding import Decoding
 from qspec_decode.bench.gpu.device import Device
 from qspec_decode.bench.gpu.linear_case import LinearCase, memory_needed
@@ -20,12 +19,9 @@ from qspec_decode.bench.gpu.request import Request
 from qspec_decode.bench.gpu.subject import Subject, demo_at
 from qspec_decode.bench.gpu.timing import Bandwidth, Contender
 from qspec_decode.bench.shapes import LinearShape
-from qspec_kernels import UsageError
 
 # more rows than that come last
 _FEW_ROWS = 128
-# after so many there is something wrong with the device, or with everything
-_MOST_FAILURES = 20
 _PACKAGES = ("qspec", "triton", "cupy", "gemlite", "transformers")
 
 
@@ -54,6 +50,8 @@ def run(
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
     open_subject: Callable[[str], Subject] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
+    prepare: Callable[[Sequence[str], Callable[[str], None]], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Check, then time kernels, then decode; the document of `--json`. With a wrong kernel nothing is timed.
 
@@ -61,95 +59,64 @@ def run(
     ----------
     open_subject
         Makes the model that decodes at a scale; None makes the demo's on the device.
+    keep
+        Is given the document whenever something was added to it; `finished` says whether that was the last.
+    prepare
+        Has kernels of ops compiled, and says so.
     """
     began = clock()
-    verdicts = _check(request, device, say)
-    failures = [verdict.to_dict() for verdict in verdicts if verdict.failed]
-    checked = clock() - began
     document: dict[str, Any] = {
         "command": "bench gpu",
+        "finished": False,
         "gpu": device.facts(),
         "machine": facts(),
-        "versions": {"torch": torch.__version__} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"torch": torch.__version__, **_versions()},
         "budget_seconds": request.budget,
-        "correctness": {
-            "checked": len(verdicts),
-            "seconds": checked,
-            "failures": failures,
-            "served": sorted({f"{verdict.op} ({verdict.backend})" for verdict in verdicts}),
-            "unserved": _unserved(request, device),
-            "closest": _closest(verdicts),
-        },
+    }
+
+    def added() -> None:
+        document["seconds"] = clock() - began
+        keep(document)
+
+    prepare(request.names, say)
+    found = checks.run(request.names, device, say)
+    document |= {
+        "correctness": found | {"seconds": clock() - began},
         "rounds": timing.ROUNDS,
         "rows": [],
         "dropped": [],
         "skipped_peers": [],
     }
-    if not failures:
+    added()
+    if not found["failures"]:
         kernels = _Kernels(request, device, say, lambda: clock() - began, document)
-        kernels.time(request.kernel_seconds)
+        kernels.time(request.kernel_seconds, added)
         if request.scales:
             decoding = Decoding(
                 device, open_subject or partial(demo_at, device=device.device), say, kernels.passed
             )
-            document["decoding"] = decoding.run(request.scales, request.batches, request.budget)
-        kernels.time(request.budget)
+            document["decoding"] = decoding.document
+            decoding.run(request.scales, request.batches, request.budget, added)
+        kernels.time(request.budget, added)
         kernels.drop()
-    document["seconds"] = clock() - began
+    document["finished"] = True
+    added()
     return document
 
 
-def _version(package: str) -> str | None:
-    """CuPy's wheels are named after the CUDA that they are for."""
-    names = [name for name in packages_distributions().get(package, ()) if package in name] or [package]
-    try:
-        return version(names[0])
-    except PackageNotFoundError:
-        return None
-
-
-def _check(request: Request, device: Device, say: Callable[[str], None]) -> list[correctness.Verdict]:
-    verdicts: list[correctness.Verdict] = []
-    for op in request.names:
-        say(f"checking {op} ...")
-        for case in cases.cases(op):
-            for verdict in correctness.check(device, case):
-                verdicts.append(verdict)
-                if sum(bool(one.failed) for one in verdicts) >= _MOST_FAILURES:
-                    return verdicts
-    if not verdicts:
-        raise UsageError(
-            f"no GPU kernel of {', '.join(request.names)} runs here: "
-            + "; ".join(
-                f"{one['op']} ({one['backend']}) {one['reason']}" for one in _unserved(request, device)
-            ),
-            "pip install 'qspec[cuda]' brings the libraries.",
-        )
-    return verdicts
-
-
-def _unserved(request: Request, device: Device) -> list[dict[str, str]]:
-    """Backends that do not serve an op, and why."""
-    return [
-        {"op": op, "backend": backend, "reason": reason}
-        for op in request.names
-        for backend in device.backends
-        if (reason := refusal(device, backend, op))
-    ]
-
-
-def _closest(verdicts: Sequence[correctness.Verdict]) -> list[dict[str, Any]]:
-    """Of each op and backend the verdict that came nearest to its bound."""
-    worst: dict[tuple[str, str], correctness.Verdict] = {}
-    for verdict in verdicts:
-        place = verdict.op, verdict.backend
-        if place not in worst or _share(verdict) > _share(worst[place]):
-            worst[place] = verdict
-    return [verdict.to_dict() for verdict in worst.values()]
-
-
-def _share(verdict: correctness.Verdict) -> float:
-    return (verdict.error or 0.0) / verdict.bound if verdict.bound else 0.0
+@cache
+def _versions() -> dict[str, str | None]:
+    """Of what takes part; None where it is not installed."""
+    # CuPy's wheels are named after the CUDA that they are for
+    installed = packages_distributions()
+    found: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        names = [name for name in installed.get(package, ()) if package in name] or [package]
+        try:
+            found[package] = version(names[0])
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 class _Kernels:
@@ -174,8 +141,8 @@ class _Kernels:
         self._bandwidth: Bandwidth | None = None
         self._skipped: dict[tuple[str, str], dict[str, str]] = {}
 
-    def time(self, until: float) -> None:
-        """What can be begun before so many seconds have passed."""
+    def time(self, until: float, added: Callable[[], None]) -> None:
+        """What can be begun before so many seconds have passed; `added` is called after each task."""
         while self.passed() < until:
             task = next(self._waiting, None)
             if task is None:
@@ -189,6 +156,7 @@ class _Kernels:
             self._document["rows"] += rows
             self._skipped |= {(one["peer"], one["reason"]): one for one in missing}
             self._document["skipped_peers"] = list(self._skipped.values())
+            added()
 
     def drop(self) -> None:
         """Say what is left."""

@@ -105,13 +105,11 @@ class Demo:
         position = max(map(len, self.prompts)) + MAX_GREEDY_TOKENS // 2
         position = min(position, self.model.max_positions - MAX_WIDTH)
         models = {"target": self.model, "small": self.small}
-        # ids and positions are made where the models are
-        with self.model.device:
-            rows = rows_of_turn(self.prompts, batch, 0)
-            warm = {
-                owner: Warm(models[owner], "bf16", rows, position)
-                for owner in dict.fromkeys(kind.owner for kind in kinds)
-            }
+        rows = rows_of_turn(self.prompts, batch, 0)
+        warm = {
+            owner: Warm(models[owner], "bf16", rows, position)
+            for owner in dict.fromkeys(kind.owner for kind in kinds)
+        }
 
         def contender(kind: Pass) -> timing.Contender:
             size = bytes_per_pass(models[kind.owner], kind.precision, draft=kind.draft)

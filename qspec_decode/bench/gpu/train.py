@@ -127,16 +127,14 @@ def measure(directory: Path, text: Corpus, device: torch.device, count: int) -> 
         for name in ("demo", "demo-small")
         if configs.from_dir(configs.resolve(name)).vocabulary == model.vocabulary
     ]
-    # texts become tensors where the model is
-    with device:
-        agreements = [
-            *agreement.agreement(Voice(model, "bf16", "bf16"), [own["mxfp4"], *siblings], pieces),
-            *agreement.agreement(Voice(model, "w4a16", "w4a16"), [own["w4a8"], own["w4a4"]], pieces),
-        ]
-        bits = [
-            {"precision": name, "bits_per_byte": bits_per_byte(model, name, text.tokenizer, pieces)}
-            for name in PRECISIONS
-        ]
+    agreements = [
+        *agreement.agreement(Voice(model, "bf16", "bf16"), [own["mxfp4"], *siblings], pieces),
+        *agreement.agreement(Voice(model, "w4a16", "w4a16"), [own["w4a8"], own["w4a4"]], pieces),
+    ]
+    bits = [
+        {"precision": name, "bits_per_byte": bits_per_byte(model, name, text.tokenizer, pieces)}
+        for name in PRECISIONS
+    ]
     return {
         "num_windows": len(pieces),
         "precisions": bits,

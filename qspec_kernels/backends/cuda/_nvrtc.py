@@ -32,8 +32,10 @@ def why_not(arch: int) -> str:
         return f"{error.message} ({error.hint})"
     if arch in known:
         return ""
-    number = ".".join(map(str, version()))
-    return f"NVIDIA's run-time compiler {number} does not know sm_{arch} (pip install -U 'qspec[cuda]')"
+    major, minor = version()
+    # its packages were named after CUDA's major version until the 13th
+    package = "nvidia-cuda-nvrtc" if major > 12 else f"nvidia-cuda-nvrtc-cu{major}"
+    return f"NVIDIA's run-time compiler {major}.{minor} does not know sm_{arch} (pip install -U {package})"
 
 
 def compile(source: str, name: str, options: Sequence[str]) -> bytes:

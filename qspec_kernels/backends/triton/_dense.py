@@ -15,7 +15,7 @@ from torch import Tensor
 from qspec_kernels.backends.triton import _tiles
 from qspec_kernels.backends.triton._epilogue import store
 from qspec_kernels.backends.triton._interpreter import BF16, rounded
-from qspec_kernels.backends.triton._launch import Plan, add, arch_of
+from qspec_kernels.backends.triton._launch import Plan, arch_of, launch
 
 BLOCK_K = {torch.bfloat16: 64, torch.float32: 16}
 
@@ -107,11 +107,4 @@ def dense(
     if m == 0:
         return out
     plan = plan_dense((m, n, k), dtype, arch_of(x.device))
-    with torch.cuda.device_of(x):
-        apart = plan.splits > 1
-        target = x.new_empty(plan.splits, m, n, dtype=torch.float32) if apart else out
-        ends = (None, None) if apart else (bias, residual)
-        linear_dense[plan.grid](x, weight, *ends, target, m, n, k, **plan.constants, **plan.options())
-        if apart:
-            add(target, bias, residual, out)
-    return out
+    return launch(linear_dense, plan, (x, weight), (bias, residual), out, m, n, k)

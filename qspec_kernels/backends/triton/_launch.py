@@ -3,7 +3,9 @@
 # Triton's language is no typed Python
 # pyright: reportCallIssue=false
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from qspec_kernels.backends.triton._packed import NATURAL, OCTETS, PAIRS, linear
 
 # what the interpreter, which has no device, passes for
 INTERPRETED_ARCH = 80
+# what AMD's devices pass for, whose versions are numbered otherwise: small tiles, little shared memory
+AMD_ARCH = 86
 
 REDUCE_BLOCK = 256
 
@@ -47,6 +51,8 @@ def arch_of(device: torch.device) -> int:
     """80 for sm_80."""
     if INTERPRETED:
         return INTERPRETED_ARCH
+    if torch.version.hip is not None:
+        return AMD_ARCH
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -103,31 +109,49 @@ def plan_packed(
     return Plan(constants, tile, grid, fp_fusion=False)
 
 
-def packed(
-    x: Tensor, act_scales: Tensor | None, weight: tuple[Tensor, Tensor], bias: Tensor | None,
-    residual: Tensor | None, shape: tuple[int, int], group_size: int, mxfp4: bool,
+def launch(
+    kernel: Any, plan: Plan, operands: tuple[Any, ...], ends: tuple[Tensor | None, Tensor | None],
+    out: Tensor, *sizes: int,
 ) -> Tensor:  # fmt: skip
-    """x [M, k], floats or codes with act_scales [M, A], times a weight in a `*_mma16` order -> [M, n]."""
+    """Run a linear's kernel as planned -> out [m, n]; `ends`, bias and residual, are added last."""
+    with torch.cuda.device_of(out):
+        apart = plan.splits > 1
+        target = out.new_empty(plan.splits, *out.shape, dtype=torch.float32) if apart else out
+        kernel[plan.grid](
+            *operands, *((None, None) if apart else ends), target, *sizes, **plan.constants, **plan.options()
+        )
+        if apart:
+            add(target, *ends, out)
+    return out
+
+
+def packed_by(
+    kernel: Any, plan_of: Callable[..., Plan], x: Tensor, act_scales: Tensor | None,
+    weight: tuple[Tensor, Tensor], bias: Tensor | None, residual: Tensor | None, shape: tuple[int, int],
+    group_size: int, mxfp4: bool, *, rounded: bool,
+) -> Tensor:  # fmt: skip
+    """x [M, k], floats or codes with act_scales [M, A], times a weight in a `*_mma16` order -> [M, n].
+
+    By a phase's kernel and its plans; `rounded` has floats rounded to bfloat16 before, where many programs
+    read a token.
+    """
     (n, k), m = shape, x.shape[0]
     out = x.new_empty(m, n, dtype=x.dtype if act_scales is None else torch.float32)
     if m == 0:
         return out
+    if rounded and act_scales is None:
+        x = x.bfloat16()
     act_groups = 0 if act_scales is None else act_scales.shape[1]
-    plan = plan_packed(
+    plan = plan_of(
         (m, n, k), group_size, arch_of(x.device), mxfp4=mxfp4, x_bytes=x.element_size(), act_groups=act_groups
     )
     data, scales = weight
-    with torch.cuda.device_of(x):
-        apart = plan.splits > 1
-        target = x.new_empty(plan.splits, m, n, dtype=torch.float32) if apart else out
-        ends = (None, None) if apart else (bias, residual)
-        linear_packed[plan.grid](
-            x, data, scales.view(-1).view(torch.int32), act_scales, *ends, target, m, n, k, scales.shape[1],
-            **plan.constants, **plan.options(),
-        )  # fmt: skip
-        if apart:
-            add(target, bias, residual, out)
-    return out
+    operands = (x, data, scales.view(-1).view(torch.int32), act_scales)
+    return launch(kernel, plan, operands, (bias, residual), out, m, n, k, scales.shape[1])
+
+
+# the decode phase's
+packed = partial(packed_by, linear_packed, plan_packed, rounded=False)
 
 
 def add(parts: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> None:

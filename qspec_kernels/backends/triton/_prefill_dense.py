@@ -7,13 +7,12 @@ Both operands come from shared memory; blocks of 64 along K are added in order, 
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 # pyright: reportCallIssue=false
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from qspec_kernels.backends.triton import _tiles
-from qspec_kernels.backends.triton._launch import Plan, arch_of
+from qspec_kernels.backends.triton._launch import Plan, arch_of, launch
 from qspec_kernels.backends.triton._packed import activations
 from qspec_kernels.backends.triton._prefill import store_tile, tile_of
 
@@ -65,8 +64,4 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | Non
     if m == 0:
         return out
     plan = plan_dense((m, n, k), arch_of(x.device))
-    with torch.cuda.device_of(x):
-        linear_dense_prefill[plan.grid](
-            x.bfloat16(), weight, bias, residual, out, m, n, k, **plan.constants, **plan.options()
-        )
-    return out
+    return launch(linear_dense_prefill, plan, (x.bfloat16(), weight), (bias, residual), out, m, n, k)

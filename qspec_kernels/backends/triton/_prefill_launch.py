@@ -1,19 +1,15 @@
 """Host side of the prefill phase's linears with packed weights: what is compiled, and how it is launched."""
 
-# Triton's language is no typed Python
-# pyright: reportCallIssue=false
-
-import torch
-from torch import Tensor
+from functools import partial
 
 from qspec_kernels.backends.triton import _tiles
-from qspec_kernels.backends.triton._launch import Plan, arch_of
+from qspec_kernels.backends.triton._launch import Plan, packed_by
 from qspec_kernels.backends.triton._packed import NATURAL, OCTETS
 from qspec_kernels.backends.triton._prefill import linear_prefill
 
 
 def plan_prefill(
-    shape: tuple[int, int, int], group_size: int, arch: int, *, mxfp4: bool, act_groups: int = 0
+    shape: tuple[int, int, int], group_size: int, arch: int, *, mxfp4: bool, x_bytes: int, act_groups: int = 0
 ) -> Plan:
     """The launch for m tokens and a weight [n, k].
 
@@ -21,6 +17,8 @@ def plan_prefill(
     ----------
     shape
         m, n, k. m chooses rows and columns of a tile; sums never depend on it.
+    x_bytes
+        Bytes of an element of x.
     act_groups
         Scales of a token's codes; 0 for activations that are floats.
     """
@@ -36,7 +34,7 @@ def plan_prefill(
     # two groups a step let Hopper multiply the second while the first one's sums are scaled and added
     step = dot if one_sum else max(64, group * (2 if hopper else 1))
     widest = 256 if one_sum and hopper else 64 if integer and group == 32 and not wide else 128
-    tile = _tiles.prefill(m, n, arch, step_bytes=(step // 2, step * (1 if integer else 2)), widest=widest)
+    tile = _tiles.prefill(m, n, arch, step_bytes=(step // 2, step * x_bytes), widest=widest)
     constants = {
         "GROUP": group,
         "DOT": dot,
@@ -56,22 +54,4 @@ def plan_prefill(
     return Plan(constants, tile, (-(-m // tile.block_m) * -(-n // tile.block_n), 1, 1), fp_fusion=False)
 
 
-def prefilled(
-    x: Tensor, act_scales: Tensor | None, weight: tuple[Tensor, Tensor], bias: Tensor | None,
-    residual: Tensor | None, shape: tuple[int, int], group_size: int, mxfp4: bool,
-) -> Tensor:  # fmt: skip
-    """x [M, k], floats or codes with act_scales [M, A], times a weight in a `*_mma16` order -> [M, n]."""
-    (n, k), m = shape, x.shape[0]
-    out = x.new_empty(m, n, dtype=x.dtype if act_scales is None else torch.float32)
-    if m == 0:
-        return out
-    act_groups = 0 if act_scales is None else act_scales.shape[1]
-    plan = plan_prefill((m, n, k), group_size, arch_of(x.device), mxfp4=mxfp4, act_groups=act_groups)
-    data, scales = weight
-    with torch.cuda.device_of(x):
-        linear_prefill[plan.grid](
-            # many programs read a token: it is rounded once
-            x.bfloat16() if act_scales is None else x, data, scales.view(-1).view(torch.int32), act_scales,
-            bias, residual, out, m, n, k, scales.shape[1], **plan.constants, **plan.options(),
-        )  # fmt: skip
-    return out
+prefilled = partial(packed_by, linear_prefill, plan_prefill, rounded=True)

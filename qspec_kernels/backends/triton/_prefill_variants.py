@@ -20,7 +20,9 @@ def packed_variants(op: str, arch: int, *, mxfp4: bool, act: int = 0) -> Iterato
     for group in (32,) if mxfp4 else (128, 32, 64, 4096):
         for n, k, m in CASES if mxfp4 or group == 128 else [LONG]:
             act_groups = 0 if act == 0 else -(-k // group) if act == 4 else 1
-            plan = plan_prefill((m, n, k), group, arch, mxfp4=mxfp4, act_groups=act_groups)
+            plan = plan_prefill(
+                (m, n, k), group, arch, mxfp4=mxfp4, x_bytes=1 if act else 2, act_groups=act_groups
+            )
             pointers = {"x_ptr": "*i8" if act else "*bf16", "w_ptr": "*u8", "scale_ptr": "*i32"}
             if act:
                 pointers["act_ptr"] = "*fp32"

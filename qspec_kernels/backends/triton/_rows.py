@@ -31,7 +31,8 @@ def block_of(width: int) -> int:
 
 def warps_of(elements: int) -> int:
     """Warps of a program with that many elements at a time: at most 16 elements a thread until 16384."""
-    return min(32, max(1, elements // 512))
+    # 1024 threads are the most; AMD's warps have 64
+    return min(32 if torch.version.hip is None else 16, max(1, elements // 512))
 
 
 def launch(

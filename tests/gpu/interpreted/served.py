@@ -16,7 +16,7 @@ Mutate = Callable[[str, Callable[..., Any]], None]
 
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mutate]:
     """What a fixture yields from: mutate(op, wrong), as in the tests of the torch path."""
-    monkeypatch.setattr(dispatch, "_backends", lambda device: ("triton",))
+    monkeypatch.setattr(dispatch, "_backends", lambda *_: ("triton",))
     monkeypatch.setattr(dispatch, "_capability", lambda device: (8, 0))
     dispatch.find.cache_clear()
 

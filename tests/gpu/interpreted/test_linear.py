@@ -48,17 +48,17 @@ def made(
     return weight, (packed.data, packed.scales), (n, k, packed.group_size)
 
 
-def check_floats(rng, shape, kind, group, dtype=torch.float32):
+def check_floats(rng, shape, kind, group, dtype=torch.float32, ops=FLOATS):
     m, k, n = shape
     x = torch.randn(m, k, generator=rng).to(dtype)
     bias, residual = torch.randn(n, generator=rng), torch.randn(m, n, generator=rng).to(dtype)
     weight, bytes_, sizes = made(rng, kind, n, k, group)
-    out = FLOATS[kind](x, *bytes_, bias, None, *sizes)
+    out = ops[kind](x, *bytes_, bias, None, *sizes)
     assert out.dtype == dtype
     rounded = x.bfloat16()
     low = F.linear(rounded.float(), weight.values.float(), bias).to(dtype)
     assert_within_budget(out, exact_linear(rounded, weight.values, bias), low)
-    assert same_bits(FLOATS[kind](x, *bytes_, bias, residual, *sizes), residual + out)
+    assert same_bits(ops[kind](x, *bytes_, bias, residual, *sizes), residual + out)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_weight_only_of_bfloat16(rng, kind):
     check_floats(rng, (3, 100, 37), kind, 32, torch.bfloat16)
 
 
-def check_integers(rng, shape, kind, group, act):
+def check_integers(rng, shape, kind, group, act, ops=CODES):
     m, k, n = shape
     x, bias = torch.randn(m, k, generator=rng), torch.randn(n, generator=rng)
     residual = torch.randn(m, n, generator=rng)
@@ -85,8 +85,8 @@ def check_integers(rng, shape, kind, group, act):
     activation = qk.quantize_act(x, bits=int(act[1:]), group_size=sizes[2] if act == "a4" else None)
     codes = (activation.codes, activation.scales)
     expected = integer_linear(*codes, weight.integers, weight.scales, sizes[2], bias, dtype=torch.float32)
-    assert same_bits(CODES[kind, act](*codes, *bytes_, bias, None, *sizes), expected)
-    assert same_bits(CODES[kind, act](*codes, *bytes_, bias, residual, *sizes), residual + expected)
+    assert same_bits(ops[kind, act](*codes, *bytes_, bias, None, *sizes), expected)
+    assert same_bits(ops[kind, act](*codes, *bytes_, bias, residual, *sizes), residual + expected)
     if (kind, act) == ("int4", "a8"):
         canonical = (weight.packed.data, weight.packed.scales)
         assert same_bits(torch_w4a8(*codes, *canonical, bias, None, *sizes), expected)
@@ -102,31 +102,33 @@ def test_integers_of_a_prompt(rng):
     check_integers(rng, (70, 130, 150), "int4", 64, "a8")
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
-def test_every_scale_of_mxfp4(rng):
-    # subnormal scales, the largest, and NaN; sums of codes are small integers: products are exact or infinite
+def check_every_scale(rng, linear):
+    """Subnormal scales, the largest, and NaN, in the groups of `linear(data, scales)` [tokens, 16]."""
     codes = torch.randint(0, 16, (16, 16 * 32), generator=rng).to(torch.uint8)
     scales = torch.arange(256).to(torch.uint8).view(16, 16)
     packed = formats.convert(formats.get("mxfp4").pack(codes, scales, 32), "mxfp4_mma16")
-    x = torch.zeros(16, 16 * 32, dtype=torch.int8)
-    for group in range(16):
-        x[group, 32 * group : 32 * group + 32] = 1
-    out = linear_mxfp4a8(x, torch.ones(16, 1), packed.data, packed.scales, None, None, 16, 512, 32)
     values = formats.get("mxfp4").dequantize(codes, torch.full_like(scales, 127)).view(16, 16, 32).sum(2)
     expected = values.double() * 2.0 ** (scales.double() - 127)
     # a NaN of one group is one of the whole row
     expected[15] = torch.nan
+    out = linear(packed.data, packed.scales)
     assert torch.equal(out.t().nan_to_num(nan=7.0), expected.float().nan_to_num(nan=7.0))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (2, 2100, 40)], ids=str)
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_dense(rng, shape, x_dtype, weight_dtype):
+# a token for each group, so that an output is a sum of 32 codes times one scale: exact, or beyond float32
+ONE_GROUP_EACH = torch.eye(16).repeat_interleave(32, 1)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_every_scale_of_mxfp4(rng):
+    x, ones = ONE_GROUP_EACH.to(torch.int8), torch.ones(16, 1)
+    check_every_scale(rng, lambda w, s: linear_mxfp4a8(x, ones, w, s, None, None, 16, 512, 32))
+
+
+def check_dense(rng, shape, x_dtype, weight_dtype, op):
     m, k, n = shape
     x = torch.randn(m, k, generator=rng).to(x_dtype)
     weight, bias = torch.randn(n, k, generator=rng).to(weight_dtype), torch.randn(n, generator=rng)
-    op = linear_bf16 if weight_dtype == torch.bfloat16 else linear_fp32
     out = op(x, weight, bias, None)
     assert out.dtype == x_dtype
     taken = x.to(weight_dtype)
@@ -136,10 +138,22 @@ def test_dense(rng, shape, x_dtype, weight_dtype):
     assert same_bits(op(x, weight, bias, residual), residual + out)
 
 
-def test_no_tokens():
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 2100, 40)], ids=str)
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dense(rng, shape, x_dtype, weight_dtype):
+    op = linear_bf16 if weight_dtype == torch.bfloat16 else linear_fp32
+    check_dense(rng, shape, x_dtype, weight_dtype, op)
+
+
+def check_no_tokens(packed, dense):
     data, scales = torch.zeros(1, 1, 8, 4, 2, 2, 4, dtype=torch.uint8), torch.zeros(1, 16).half()
-    assert linear_w4a16(torch.ones(0, 64), data, scales, None, None, 16, 64, 64).shape == (0, 16)
-    assert linear_bf16(torch.ones(0, 64), torch.ones(3, 64).bfloat16(), None, None).shape == (0, 3)
+    assert packed(torch.ones(0, 64), data, scales, None, None, 16, 64, 64).shape == (0, 16)
+    assert dense(torch.ones(0, 64), torch.ones(3, 64).bfloat16(), None, None).shape == (0, 3)
+
+
+def test_no_tokens():
+    check_no_tokens(linear_w4a16, linear_bf16)
 
 
 def rows_of(rng: torch.Generator, group: int):
@@ -150,11 +164,15 @@ def rows_of(rng: torch.Generator, group: int):
     return lambda x: linear_w4a16(x, *bytes_, bias, None, *sizes)
 
 
-def check_rows(op, x: Tensor) -> None:
-    """Rows of calls of every tile size, apart and not, are those of the largest call."""
+def check_rows(op, x: Tensor, counts: tuple[int, ...]) -> None:
+    """Rows of smaller calls are those of the largest call."""
     whole = op(x)
-    for count in (1, 2, 5, 17):
+    for count in counts:
         assert same_bits(op(x[-count:]), whole[-count:]), f"{count} rows"
+
+
+# of every tile size, apart and not
+COUNTS = (1, 2, 5, 17)
 
 
 # Sums inside a group are of integers, and exact in any order: how the interpreter's matrix product adds them,
@@ -162,7 +180,7 @@ def check_rows(op, x: Tensor) -> None:
 @pytest.mark.parametrize("group", [32, 128])
 def test_rows_do_not_depend_on_each_other(rng, group):
     x = torch.randint(-128, 129, (65, 1024), generator=rng).float()
-    check_rows(rows_of(rng, group), x)
+    check_rows(rows_of(rng, group), x, COUNTS)
 
 
 def test_splits_that_follow_the_rows_are_caught(rng, monkeypatch):
@@ -176,7 +194,7 @@ def test_splits_that_follow_the_rows_are_caught(rng, monkeypatch):
     op = rows_of(rng, 128)
     monkeypatch.setattr(_launch._tiles, "linear", wrong)
     with pytest.raises(AssertionError, match="rows"):
-        check_rows(op, x)
+        check_rows(op, x, COUNTS)
 
 
 @triton.jit

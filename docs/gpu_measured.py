@@ -1,0 +1,184 @@
+"""What the page "Measured on GPUs" shows of what `qspec bench gpu` wrote to `results/gpu_bench_*.json`.
+
+conf.py hands `substitutions` to MyST. Without a file every figure says that it is not measured.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from gpu_figures import NOT_MEASURED, Row, figures
+from measured import Document, table
+
+
+def substitutions(documents: Sequence[Document]) -> dict[str, str]:
+    """Markdown by name, of one document for each device."""
+    return {
+        "gpu_figures": figures(documents),
+        "gpu_kernels": _each([one for one in documents if one["rows"]], kernel_texts),
+        "gpu_decoding": _each([one for one in documents if one.get("decoding")], decoding_texts),
+    }
+
+
+def _each(documents: Iterable[Document], show: Callable[[Document], Iterable[str]]) -> str:
+    """What there is of every device, behind what it is."""
+    parts = [part for one in documents for part in (f"**{caption(one)}**", *show(one))]
+    return "\n\n".join(parts) or f"{NOT_MEASURED.capitalize()}."
+
+
+def caption(document: Document) -> str:
+    """What was measured, with what, and when."""
+    gpu, machine, versions = (document[name] for name in ("gpu", "machine", "versions"))
+    commit = f", commit {machine['commit']}" if machine["commit"] else ""
+    cut = "" if document["finished"] else ", cut short"
+    return (
+        f"{gpu['name']}, driver {gpu['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
+        f"{machine['date'][:10]}{commit}{cut}"
+    )
+
+
+def _pivot(rows: Iterable[tuple[str, int, str]], heading: Callable[[int], str]) -> str:
+    """A table of (line, column, cell), lines as they come and columns in order."""
+    cells: dict[str, dict[int, str]] = {}
+    for line, column, text in rows:
+        cells.setdefault(line, {})[column] = text
+    columns = sorted({column for line in cells.values() for column in line})
+    return table(
+        ["", *map(heading, columns)],
+        ([line, *(found.get(column, "") for column in columns)] for line, found in cells.items()),
+    )
+
+
+# -- kernels -----------------------------------------------------------------------------------------------
+
+
+def kernel_texts(document: Document) -> Iterator[str]:
+    """Linears over M, medians over the layers; the other ops one by one."""
+    linears = [row for row in document["rows"] if row["op"].startswith("linear_")]
+    layers = list(dict.fromkeys(row["shape"] for row in linears))
+    if linears:
+        yield f"Linears, the median of {', '.join(layers)}: speed over cuBLAS in bf16."
+        yield _over_m(linears, lambda row: row["speedup_over"].get("cublas_bf16"))
+        yield "Bytes a second, as a share of what copying memory reaches in the same turns."
+        yield _over_m(linears, lambda row: row["fraction_of_copy"])
+    for peer in ("tinygemm", "gemlite"):
+        beside = [row for row in linears if "_w4a16" in row["op"] and peer in row["speedup_over"]]
+        if beside:
+            yield f"Speed over {peer}, with the same codes."
+            yield _over_m(beside, lambda row, peer=peer: row["speedup_over"][peer])
+    others = [row for row in document["rows"] if row["op"] in ("hadamard_quantize_act", "attention")]
+    if others:
+        yield "Other ops; behind a rotation its time over that of a copy of its bytes."
+        yield table(
+            ["", "M", "µs", "quartiles", "of the bandwidth of copying", "over a copy"],
+            (
+                [_name(row) + f", {row['shape']}", str(row["m"]), *_us(row["us"]),
+                 f"{row['fraction_of_copy']:.2f}", _over_copy(row)]
+                for row in others
+            ),
+        )  # fmt: skip
+    yield from _remarks(document)
+
+
+def _over_m(rows: Sequence[Row], value: Callable[[Row], float | None]) -> str:
+    """The median over the layers of something, op over M."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        one = value(row)
+        if one is not None:
+            found.setdefault((_name(row), row["m"]), []).append(one)
+    cells = ((name, m, f"{statistics.median(values):.2f}") for (name, m), values in found.items())
+    return _pivot(cells, "M = {}".format)
+
+
+def _name(row: Row) -> str:
+    return f"`{row['op']}` ({row['backend']})"
+
+
+def _us(time: Row) -> list[str]:
+    return [f"{time['median']:.1f}", f"{time['low']:.1f} to {time['high']:.1f}"]
+
+
+def _over_copy(row: Row) -> str:
+    speed = row["speedup_over"].get("copy_of_its_bytes")
+    return f"{1 / speed:.2f}" if speed else ""
+
+
+# -- decoding ----------------------------------------------------------------------------------------------
+
+
+def decoding_texts(document: Document) -> Iterator[str]:
+    """Tables of every scale: rates, speed-ups, what graphs bring, and what a speed-up is made of."""
+    found = document["decoding"]
+    for scale in dict.fromkeys(run["scale"] for run in found["runs"]):
+        runs = [run for run in found["runs"] if run["scale"] == scale]
+        ladders = [run for run in runs if _target(run)]
+        yield f"At {scale}, {found['max_new_tokens']} tokens of each prompt: tokens a second."
+        yield _over_batch(runs, lambda run: f"{run['tokens_per_second']['median']:.0f}")
+        for what, rows, cell in (
+            ("Speed over plain decoding of a ladder's own target.", ladders, _speedup),
+            ("Rates with graphs over rates without.", list(_graphs(runs)), _ratio),
+            (
+                "Over a target's step a draft's (c) and a verification (v); the chance α that drafts stand.",
+                [run for run in ladders if run["graphs"] and run.get("c")],
+                _causes,
+            ),
+        ):
+            if rows:
+                yield what
+                yield _over_batch(rows, cell)
+    yield from _remarks(found)
+
+
+def _over_batch(runs: Iterable[Row], cell: Callable[[Row], str]) -> str:
+    return _pivot(((_title(run), run["batch"], cell(run)) for run in runs), "batch {}".format)
+
+
+def _title(run: Row) -> str:
+    if run["peer"]:
+        return f"{run['name']}, compiled"
+    return f"`{run['name']}`" + {True: "", False: ", without graphs"}.get(run["graphs"], "")
+
+
+def _target(run: Row) -> str:
+    """What a ladder verifies with; empty for plain decoding and for others."""
+    return run["name"].split()[0] if "<-" in run["name"] else ""
+
+
+def _speedup(run: Row) -> str:
+    over = run["speedup_over"].get(_target(run))
+    mark = "" if run["of_record"] else "\\*"
+    return "" if over is None else f"{over['median']:.2f}{mark}"
+
+
+def _graphs(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Runs with graphs that there are without, too."""
+    rates = {(run["name"], run["batch"], run["graphs"]): run["tokens_per_second"]["median"] for run in runs}
+    for run in runs:
+        without = rates.get((run["name"], run["batch"], False))
+        if run["graphs"] and without:
+            yield {**run, "ratio": run["tokens_per_second"]["median"] / without}
+
+
+def _ratio(run: Row) -> str:
+    return f"{run['ratio']:.2f}"
+
+
+def _causes(run: Row) -> str:
+    return "; ".join(", ".join(f"{one:.2f}" for one in run[name]) for name in ("c", "v", "alpha"))
+
+
+def _remarks(part: Document) -> Iterator[str]:
+    """Why figures do not count, what differs, and what is missing."""
+    reasons = dict.fromkeys(
+        run["not_of_record_because"] for run in part.get("runs", ()) if not run.get("of_record", True)
+    )
+    texts = [f"\\* no figure of record: {'; or '.join(reasons)}."] if reasons else []
+    texts += [f"Another text: {one['name']} in {one['what']}." for one in part.get("unequal", ())]
+    texts += [f"Failed: {one['what']}. {one['error']}" for one in part.get("failures", ())]
+    for reason in dict.fromkeys(one["reason"] for one in part["dropped"]):
+        left_out = "; ".join(one["what"] for one in part["dropped"] if one["reason"] == reason)
+        texts.append(f"Left out because {reason}: {left_out}.")
+    texts += [f"Without {one['peer']}: {one['reason']}." for one in part["skipped_peers"]]
+    if texts:
+        yield " ".join(texts)
