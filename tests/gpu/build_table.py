@@ -40,7 +40,7 @@ MATRIX_UNITS = ("HMMA", "IMMA", "HGMMA", "IGMMA", "UTCHMMA", "UTCIMMA")
 LOCAL = ("LDL", "STL")
 # what adds to memory in any order that comes; Blackwell's kernels allocate memory with other ones
 ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
-COUNTED = ("LDGSTS", *LOCAL, "SHFL", "FFMA", *ATOMICS)
+COUNTED = ("LDGSTS", *LOCAL, "SHFL", "FFMA", "FFMA2", *ATOMICS)
 REGISTERS_ALLOWED = 1.1
 
 Entry = dict[str, Any]
@@ -101,7 +101,7 @@ def entry_of(listing: str, shared: int) -> Entry:
 
 def faults(variant: Variant, entry: Entry, committed: Entry | None) -> Iterator[str]:
     """What is wrong with an entry, by itself and against the committed one."""
-    if entry["stack"] and not variant.local_memory:
+    if entry["stack"]:
         yield f"{entry['stack']} bytes of local memory"
     if entry["local_in_loops"]:
         yield f"{entry['local_in_loops']} instructions on local memory in inner loops"

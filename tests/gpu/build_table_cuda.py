@@ -54,7 +54,6 @@ class Variant:
     name: str
     kernel: Kernel
     opcodes: tuple[str, ...]
-    local_memory: bool = False
 
 
 def variants(arch: int) -> Iterator[Variant]:

@@ -62,9 +62,7 @@ def test_tokens_do_not_choose_the_instruction(table, op, arch):
 
 
 @pytest.mark.parametrize("op", PREFILLS)
-@pytest.mark.parametrize(
-    ("arch", "floats", "integers"), [(90, "HGMMA", "IGMMA"), (100, "UTCHMMA", "UTCIMMA")]
-)
+@pytest.mark.parametrize(("arch", "floats", "integers"), [(90, "HGMMA", "IGMMA"), (100, "UTCHMMA", "IMMA")])
 def test_prefills_use_the_widest_instructions(table, op, arch, floats, integers):
     wanted = integers if op.endswith(("a8_prefill", "a4_prefill")) else floats
     found = list(build_table.variants(op, arch))

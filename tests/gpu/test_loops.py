@@ -106,8 +106,9 @@ def test_local_memory_counts_where_it_is_touched(lines, count):
     entry = build_table.entry_of(listing(*lines), 0)
     assert entry["opcodes"]["LDL"] + entry["opcodes"]["STL"] == 2 + count
     assert entry["local_in_loops"] == count
-    variant = Variant("some", None, {}, {}, opcodes=("HMMA",), local_memory=True)
-    wrong = [f"{count} instructions on local memory in inner loops"] if count else []
+    variant = Variant("some", None, {}, {}, opcodes=("HMMA",))
+    wrong = [f"{entry['stack']} bytes of local memory"]
+    wrong += [f"{count} instructions on local memory in inner loops"] if count else []
     assert list(build_table.faults(variant, entry, entry)) == wrong
 
 

@@ -53,7 +53,7 @@ def test_cells_are_those_of_the_build_tables(texts: dict[str, str]) -> None:
     entry = build_table.read()["90"]["attention bf16 bf16 32/8 x 128"]
     (row,) = (row for row in rows(texts["gpu_attention_archs"]) if row[0] == "sm_90")
     assert row[1:5] == [f"{entry[name]:,}" for name in ("registers", "stack", "shared", "instructions")]
-    assert row[5].split(", ")[0].endswith(" HGMMA.64x32x16")
+    assert row[5].split(", ")[0].endswith(" HGMMA.64x16x16")
     assert int(row[6]) == entry["opcodes"]["LDGSTS"]
     linears = rows(texts["gpu_linear_w4a8"])
     assert {row[0].split()[0] for row in linears} == {"sm_80", "sm_90"}
@@ -89,7 +89,7 @@ def test_the_example_is_a_variant_that_is_built(tables: ModuleType) -> None:
     (variant,) = (variant for variant in attention.variants(90) if variant.name == name)
     constants = variant.constexprs
     # what the page says of tiles, blocks and spans
-    assert [constants[key] for key in ("TILE", "KEYS", "SPAN", "QUERIES")] == [64, 64, 256, 16]
+    assert [constants[key] for key in ("TILE", "KEYS", "SPAN", "QUERIES")] == [64, 32, 256, 16]
     assert constants["QUERIES"] == tables.TILE_TOKENS
     (variant,) = (one for one in attention.variants(90) if one.name == "attention fp32 bf16 32/8 x 128")
     assert [variant.constexprs[key] for key in ("TILE", "PARTS", "QUERIES")] == [32, 3, 8]

@@ -6,6 +6,7 @@ Nothing but the compiler's library is needed: PyTorch's CUDA builds and CuPy's w
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from qspec_kernels.errors import KernelUnavailable, QSpecError
@@ -101,4 +102,12 @@ def _library() -> ctypes.CDLL:
         raise KernelUnavailable(
             "NVIDIA's run-time compiler (nvidia-cuda-nvrtc) was not found", "pip install 'qspec[cuda]'"
         ) from error
-    return ctypes.CDLL(found.abs_path)
+    path = Path(str(found.abs_path))
+    library = ctypes.CDLL(str(path))
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    # opened by its bare name when something is compiled, which finds it wherever it lies if it is loaded
+    builtins = path.with_name(f"libnvrtc-builtins.so.{major.value}.{minor.value}")
+    if builtins.exists():
+        ctypes.CDLL(str(builtins))
+    return library

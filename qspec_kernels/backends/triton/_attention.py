@@ -34,15 +34,15 @@ def _begins(run, token, QUERIES: tl.constexpr, BEHIND: tl.constexpr):
 
 @triton.jit
 def product(a, b, total, PARTS: tl.constexpr):
-    """total + a b. PARTS 1: in b's type; 3: a float32, b bfloat16; 6: both float32; 0: in float32 itself.
+    """total + a b. PARTS 1: in b's type; 3: a float32, b bfloat16; 2: both float32; 0: in float32 itself.
 
     A float32 number is the sum of three bfloat16 ones, so products with these are exact. Of two that both are
-    cut, the compiler forms six products and leaves out those below 2^-24 of the largest.
+    cut, in two TF32 numbers of 11 bits each, the compiler leaves out the product of the lower ones.
     """
     if PARTS == 0:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-    if PARTS == 6:
-        return tl.dot(a.to(tl.float32), b, total, input_precision="bf16x6")
+    if PARTS == 2:
+        return tl.dot(a.to(tl.float32), b, total, input_precision="tf32x3")
     for _ in tl.static_range(PARTS):
         part = a.to(b.dtype)
         total = tl.dot(part, b, total)

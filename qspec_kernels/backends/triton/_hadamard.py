@@ -23,6 +23,7 @@ import triton.language as tl
 
 from qspec_kernels.backends.triton._interpreter import BF16, rounded
 from qspec_kernels.backends.triton._rows import gated, log2
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 
 # float32 numbers of one program: 64 KiB, what every GPU has room to transpose
 _TILE = 16384
@@ -45,7 +46,7 @@ class Plan(NamedTuple):
     @property
     def tiles(self) -> int:
         """Programs that share a row."""
-        return triton.cdiv(self.M * self.Q, self.D_TILE)
+        return cdiv(self.M * self.Q, self.D_TILE)
 
     @property
     def warps(self) -> int:
@@ -60,11 +61,11 @@ def plan(width: int, m: int) -> Plan:
     if m == 1:
         # at least 16 rows: what a matrix instruction takes
         p = min(p, max(1, width // 16))
-    padded = max(16, triton.next_power_of_2(width // p))
+    padded = max(16, next_power_of_2(width // p))
     rows = 1 if p >= 16 else max(16, min(64, _TILE // padded)) // p
     columns = rows * p
     tile = min(padded, max(16, _TILE // columns))
-    step = max(16, min(64, padded, 2048 // columns, 8192 // tile))
+    step = max(16, min(64, padded, 1024 // columns, 8192 // tile))
     return Plan(m, power // p, p, rows, tile, step)
 
 

@@ -18,6 +18,7 @@ from qspec_kernels.backends.triton._hadamard import Plan, matrix_units, plan, ro
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._quantize import quantize_rows
 from qspec_kernels.backends.triton._rows import TYPES, codes_of, launch, magnitudes, scale_of, variant
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
 from qspec_kernels.backends.triton.hadamard import hadamard
 from qspec_kernels.backends.triton.silu_mul import silu_mul
@@ -66,7 +67,7 @@ def rotate_quantize(
         rotated_rows = hadamard(x.view(-1, block), base, False, diagonal).view(rows, k)
         return quantize_rows("", rotated_rows, None, 0.0, bits, group_size, clip)
     codes = torch.empty(rows, k, dtype=torch.int8, device=x.device)
-    scales = torch.empty(rows, triton.cdiv(k, group_size), dtype=torch.float32, device=x.device)
+    scales = torch.empty(rows, cdiv(k, group_size), dtype=torch.float32, device=x.device)
     constants = _constants(of, cut, k, bits, group_size, diagonal is not None)
     launch(_kernel, (rows,), (codes, scales, x, base, diagonal, clip), constants, cut.warps)
     return codes, scales
@@ -76,7 +77,7 @@ def _fits(cut: Plan, block: int, k: int, group_size: int, scaled: bool) -> bool:
     # a gate and a diagonal beside more than 32 sums are too much for a thread's registers
     crowded = scaled and cut.D_TILE * cut.P // cut.warps > 32 * 32
     whole = block == k and cut.tiles == cut.ROWS == 1 and not crowded
-    return whole and group_size in (k, triton.next_power_of_2(group_size))
+    return whole and group_size in (k, next_power_of_2(group_size))
 
 
 def _constants(of: str, cut: Plan, k: int, bits: int, group_size: int, scaled: bool) -> dict[str, Any]:

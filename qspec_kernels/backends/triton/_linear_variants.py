@@ -20,8 +20,9 @@ _CASES = [(*CUT, m) for m in TOKENS] + [(*WHOLE, 1), (*WHOLE, 4096), (*RAGGED, 1
 # the smallest tile and the largest
 _ENDS = [(*CUT, 1), (*WHOLE, 4096)]
 _BYTES = {"*i8": 1, "*bf16": 2, "*fp32": 4}
-# mma.sync; Hopper's warpgroup instructions and Blackwell's, for tiles of 64 output features and four warps
-_UNITS = {False: {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}, True: {80: "IMMA", 90: "IGMMA", 100: "UTCIMMA"}}
+# mma.sync; Hopper's warpgroup instructions and Blackwell's, for tiles of 64 output features and four warps.
+# Triton 3.7 has none of Blackwell's for integers (3.8 has UTCIMMA): the tested one compiles them to mma.sync
+_UNITS = {False: {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}, True: {80: "IMMA", 90: "IGMMA", 100: "IMMA"}}
 
 
 def packed_variants(op: str, arch: int, *, mxfp4: bool, act: int = 0) -> Iterator[Variant]:
@@ -86,6 +87,9 @@ def _variant(
 ) -> Variant:
     wide = plan.tile.block_n >= 64
     unit = matrix_unit(arch if wide else 80, integer=arguments["x_ptr"] == "*i8")
+    if name.startswith("linear_fp32"):
+        # sm_100 multiplies and adds two pairs at once
+        unit = "FFMA2" if arch == 100 else "FFMA"
     return Variant(
         name=name,
         kernel=kernel,
@@ -95,7 +99,7 @@ def _variant(
         num_warps=plan.tile.num_warps,
         num_stages=plan.tile.num_stages,
         fp_fusion=plan.fp_fusion,
-        opcodes=("LDGSTS", "FFMA" if name.startswith("linear_fp32") else unit),
+        opcodes=("LDGSTS", unit),
     )
 
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from qspec_kernels.backends.triton._rows import log2, row_sum
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 
 # elements of a piece
 PIECE = 2048
@@ -19,9 +20,9 @@ WARPS = 4
 
 def cut(n: int) -> dict[str, int]:
     """Constants of a row's width: how wide pieces are, how many there are, and the power of two above it."""
-    piece = min(PIECE, triton.next_power_of_2(n))
-    pieces = triton.cdiv(n, piece)
-    return {"N": n, "PIECE": piece, "PIECES": pieces, "WIDE": triton.next_power_of_2(pieces)}
+    piece = min(PIECE, next_power_of_2(n))
+    pieces = cdiv(n, piece)
+    return {"N": n, "PIECE": piece, "PIECES": pieces, "WIDE": next_power_of_2(pieces)}
 
 
 @triton.jit

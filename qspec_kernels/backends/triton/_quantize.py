@@ -22,6 +22,7 @@ from qspec_kernels.backends.triton._rows import (
     variant,
     warps_of,
 )
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
 
 # elements of a program where a row has several groups
@@ -73,11 +74,11 @@ def quantize_rows(
 ) -> tuple[Tensor, Tensor]:
     """The launch that the ops share; `of` is the op in front, "" for none."""
     rows, k = x.shape[0], x.shape[1] // (2 if of == "silu_mul" else 1)
-    groups = triton.cdiv(k, group_size)
+    groups = cdiv(k, group_size)
     codes = torch.empty(rows, k, dtype=torch.int8, device=x.device)
     scales = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
     constants, warps = _plan(of, k, bits, group_size)
-    grid = (rows, triton.cdiv(groups, constants["ROWS"]))
+    grid = (rows, cdiv(groups, constants["ROWS"]))
     launch(_kernel, grid, (codes, scales, x, gain, eps, clip), constants, warps)
     return codes, scales
 
@@ -87,7 +88,7 @@ def _plan(of: str, k: int, bits: int, group_size: int) -> tuple[dict[str, Any], 
     columns = block_of(group_size)
     # a program that has to find the root mean square first takes as much of the row as it can
     tile = LARGEST if of == "rmsnorm" else TILE
-    groups = triton.next_power_of_2(triton.cdiv(k, group_size))
+    groups = next_power_of_2(cdiv(k, group_size))
     rows = min(groups, max(1, tile // columns))
     block = block_of(k)
     elements = max(rows * columns, block if of == "rmsnorm" else 0)

@@ -1,5 +1,8 @@
 """Sine and cosine of the angles of rotary embedding, and the turn."""
 
+# constants and loops of device code are Triton's own
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 

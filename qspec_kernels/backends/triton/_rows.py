@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from qspec_kernels.backends.triton._sizes import next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
 
 # elements of a row that one program holds at a time; wider rows are gone through in pieces
@@ -26,7 +27,7 @@ TYPES = {F32: "*fp32", BF16: "*bf16"}
 
 def block_of(width: int) -> int:
     """Elements of a row that are taken at a time."""
-    return min(triton.next_power_of_2(width), LARGEST)
+    return min(next_power_of_2(width), LARGEST)
 
 
 def warps_of(elements: int) -> int:
@@ -44,7 +45,7 @@ def launch(
 
 def variant(
     name: str, kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], warps: int,
-    opcodes: tuple[str, ...] = (), *, local_memory: bool = False,
+    opcodes: tuple[str, ...] = (),
 ) -> Variant:  # fmt: skip
     """What such a launch compiles; all tensors begin at multiples of 16 bytes."""
     pointers = tuple(argument for argument, kind in types.items() if kind.startswith("*"))
@@ -58,7 +59,6 @@ def variant(
         num_warps=warps,
         fp_fusion=False,
         opcodes=opcodes,
-        local_memory=local_memory,
     )
 
 

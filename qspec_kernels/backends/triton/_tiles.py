@@ -65,12 +65,20 @@ def linear(m: int, n: int, arch: int, *, step_bytes: tuple[int, int], integer: b
     block_m, block_n, warps = tokens(m), 64, 4
     if m > 64:
         block_n, warps = 128, 8
-    # sm_103 has no wide instruction for 8-bit integers; two warps get the narrow one
+    # sm_103 has no wide instruction for 8-bit integers; half as wide a tile gets the narrow one
     if integer and (arch == 103 or (m <= 64 and nearest(arch, PROCESSORS) * 64 > n)):
-        block_n, warps = 32, 2
-    step = block_n * step_bytes[0] + block_m * step_bytes[1]
+        block_n, warps = 32, 2 if block_m < 32 else 4
+    if block_n >= 64 and arch // 10 in (9, 10):
+        # for 8 tokens Triton 3.7 takes a narrow instruction, and sums of floats would be others
+        block_m = max(16, block_m)
     # enough ahead to keep some 32 KiB on their way, and no more than half of what there is
-    ahead = min(max(3, 32768 // step), 8, nearest(arch, SHARED) // 2 // step)
+    half = nearest(arch, SHARED) // 2
+    step = block_n * step_bytes[0] + block_m * step_bytes[1]
+    if warps == 4 and half < 3 * step:
+        # too little for a step in use and two on their way
+        block_m //= 2
+        step = block_n * step_bytes[0] + block_m * step_bytes[1]
+    ahead = min(max(3, 32768 // step), 8, half // step)
     return Tile(block_n, block_m, warps, max(2, ahead))
 
 

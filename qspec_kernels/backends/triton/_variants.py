@@ -31,8 +31,6 @@ class Variant:
     opcodes
         Instructions, without modifiers, that the machine code must hold: "HMMA", "IMMA", "LDGSTS". Hopper's
         warpgroup forms ("HGMMA", "IGMMA") are opcodes of their own.
-    local_memory
-        Whether the kernel may touch local memory (spilled registers, indexed arrays).
     """
 
     name: str
@@ -44,7 +42,6 @@ class Variant:
     num_stages: int = 2
     fp_fusion: bool = True
     opcodes: tuple[str, ...] = ()
-    local_memory: bool = False
 
     def options(self) -> dict[str, Any]:
         """The options of `triton.compile`, and of the launch that this stands for."""

@@ -3,7 +3,7 @@
 Who sees what: `tile_of` finds the tokens whose queries share a tile, and the tile alone knows of the other
 ones in it. What a token gets follows from its own query, position and row: spans and blocks of keys lie at
 multiples of their sizes, and a block that a token does not see leaves its numbers as they are. Sizes follow
-from the heads, the types and nothing else; no kernel looks at the number of tokens, except not to pass it.
+from the heads, the types and the device; no kernel looks at the number of tokens, except not to pass it.
 """
 
 # constants and loops of device code are Triton's own
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from qspec_kernels.backends.triton._attention import merged, span, tile_of
 from qspec_kernels.backends.triton._interpreter import INTERPRETED, rounded
+from qspec_kernels.backends.triton._launch import arch_of
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
 
 # keys of a span: 8 heads at 4096 keys are 128 programs for one token
@@ -58,10 +60,12 @@ def _spans(
             place = tl.arange(0, TILE)
             valid = place // GROUP < count
             mine = token + place // GROUP
-            query = mine.to(tl.int64) * Q_HEADS + tl.program_id(1) * GROUP + place % GROUP
+            # the tile's first query; from it on, in 32 bits, the others
+            query = token.to(tl.int64) * Q_HEADS + tl.program_id(1) * GROUP
+            other = place // GROUP * Q_HEADS + place % GROUP
             feature = tl.arange(0, WIDE)[None, :]
             queries = tl.load(
-                q + query[:, None] * D + feature, mask=valid[:, None] & (feature < D), other=0.0
+                q + query * D + (other[:, None] * D + feature), mask=valid[:, None] & (feature < D), other=0.0
             )
             last = tl.load(positions + mine, mask=valid, other=-1)
             first = tl.maximum(last - window + 1, 0) if WINDOWED else tl.zeros_like(last)
@@ -70,39 +74,37 @@ def _spans(
             keys = (tl.load(rows + token).to(tl.int64) * KV_HEADS + tl.program_id(1)) * capacity * D
             stretch = lowest // (SPAN * joined) + tl.program_id(2)
             while stretch <= highest // (SPAN * joined):
-                top = tl.full([TILE], float("-inf"), tl.float32)
-                total = tl.zeros([TILE], tl.float32)
-                out = tl.zeros([TILE, WIDE], tl.float32)
-                begin = tl.maximum(stretch * joined, lowest // SPAN)
-                for number in range(begin, tl.minimum((stretch + 1) * joined, highest // SPAN + 1)):
-                    attempt, attempts = 0, 1
-                    while attempt < attempts:
-                        # all tokens at once; then, if there are NaN, each alone: what one of them sees that
-                        # is not finite spreads to those that do not see it, since zero times it is NaN
-                        chosen = valid & tl.where(attempt == 0, True, place // GROUP == attempt - 1)
-                        # a query that is not chosen sees nothing
-                        now = tl.where(chosen, last, -1)
-                        highest_now = tl.max(now, 0)
-                        lowest_now = tl.min(tl.where(chosen, first, highest_now), 0) if WINDOWED else 0
+                attempt, attempts = 0, 1
+                while attempt < attempts:
+                    # all tokens at once; then, if there are NaN, each alone: what one of them sees that
+                    # is not finite spreads to those that do not see it, since zero times it is NaN
+                    chosen = valid & ((attempt == 0) | (place // GROUP == attempt - 1))
+                    # a query that is not chosen sees nothing
+                    now = tl.where(chosen, last, -1)
+                    highest_now, lowest_now = highest, lowest
+                    if attempt > 0:
+                        highest_now = tl.load(positions + token + attempt - 1)
+                        lowest_now = tl.maximum(highest_now - window + 1, 0) if WINDOWED else 0
+                    top = tl.full([TILE], float("-inf"), tl.float32)
+                    total = tl.zeros([TILE], tl.float32)
+                    out = tl.zeros([TILE, WIDE], tl.float32)
+                    begin = tl.maximum(stretch * joined, lowest_now // SPAN)
+                    for number in range(begin, tl.minimum((stretch + 1) * joined, highest_now // SPAN + 1)):
                         start = tl.maximum(number * SPAN, lowest_now // KEYS * KEYS)
                         stop = tl.minimum(number * SPAN + SPAN, highest_now + 1)
                         new_top, new_total, new = span(
                             queries, k_cache + keys, v_cache + keys, first, now, start, stop, lowest_now,
                             highest_now, scale, D, KEYS, PARTS, WINDOWED,
                         )  # fmt: skip
-                        spoilt = tl.max(tl.max((new != new).to(tl.int32), 1), 0) > 0
-                        attempts = tl.where((attempt == 0) & spoilt, count + 1, attempts)
-                        # kept: what the last attempt of a token says
-                        kept = chosen & ((attempt > 0) | (attempts == 1))
-                        new_top, new_total, new = merged(top, total, out, new_top, new_total, new)
-                        top = tl.where(kept, new_top, top)
-                        total = tl.where(kept, new_total, total)
-                        out = tl.where(kept[:, None], new, out)
-                        attempt += 1
-                at = tokens.to(tl.int64) * Q_HEADS * stretch + query
-                tl.store(parts + at[:, None] * D + feature, out, mask=valid[:, None] & (feature < D))
-                tl.store(stats + 2 * at, top, mask=valid)
-                tl.store(stats + 2 * at + 1, total, mask=valid)
+                        top, total, out = merged(top, total, out, new_top, new_total, new)
+                    at = tokens.to(tl.int64) * Q_HEADS * stretch + query
+                    mask = chosen[:, None] & (feature < D)
+                    tl.store(parts + at * D + (other[:, None] * D + feature), out, mask=mask)
+                    tl.store(stats + 2 * at + 2 * other, top, mask=chosen)
+                    tl.store(stats + 2 * at + 2 * other + 1, total, mask=chosen)
+                    spoilt = tl.max((out != out).to(tl.int32)) > 0
+                    attempts = tl.where((attempt == 0) & spoilt, count + 1, attempts)
+                    attempt += 1
                 stretch += tl.num_programs(2)
         token += tl.maximum(count, 1)
 
@@ -146,9 +148,10 @@ def attention(
     tokens, q_heads, d = q.shape
     _, kv_heads, capacity, _ = k_cache.shape
     out = torch.empty_like(q)
-    shared, tile = _constants(q.dtype, k_cache.dtype, q_heads, kv_heads, d, window)
+    arch = arch_of(q.device)
+    shared, tile = _constants(q.dtype, k_cache.dtype, q_heads, kv_heads, d, window, arch)
     joined = STRETCH if tokens * kv_heads >= MANY else 1
-    stretches, lanes = triton.cdiv(capacity, SPAN * joined), max(1, LANES // joined)
+    stretches, lanes = cdiv(capacity, SPAN * joined), max(1, LANES // joined)
     fitting = _fitting(tile["QUERIES"], 4 * stretches * q_heads * (d + 2))
     size = stretches * min(tokens, fitting) * q_heads
     parts, stats = (torch.empty(size * n, dtype=torch.float32, device=q.device) for n in (d, 2))
@@ -156,7 +159,7 @@ def attention(
         some = slice(start, start + fitting)
         count = min(fitting, tokens - start)
         each = _tokens_of_a_program(count * kv_heads * min(stretches, lanes), tile["QUERIES"])
-        grid = triton.cdiv(count, each), kv_heads, min(stretches, lanes)
+        grid = cdiv(count, each), kv_heads, min(stretches, lanes)
         arguments = (
             parts, stats, q[some], k_cache, v_cache, rows[some], positions[some], count, capacity,
             scale * _LOG2_E, window, each, joined,
@@ -175,7 +178,7 @@ def _fitting(queries: int, size: int) -> int:
     whole, fitting = math.lcm(8, queries), SCRATCH // size
     if fitting >= whole:
         return fitting // whole * whole
-    return max(fitting // 8, triton.cdiv(queries, 8)) * 8
+    return max(fitting // 8, cdiv(queries, 8)) * 8
 
 
 def _tokens_of_a_program(programs: int, queries: int) -> int:
@@ -188,23 +191,39 @@ def _tokens_of_a_program(programs: int, queries: int) -> int:
 
 
 def _constants(
-    q_dtype: torch.dtype, cache_dtype: torch.dtype, q_heads: int, kv_heads: int, d: int, window: int
+    q_dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    q_heads: int,
+    kv_heads: int,
+    d: int,
+    window: int,
+    arch: int,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Constants of both kernels, and of the first alone."""
-    wide, group = max(16, triton.next_power_of_2(d)), q_heads // kv_heads
-    # what registers and shared memory hold: float32 numbers are cut in three there
-    keys = 64 if wide <= 128 and cache_dtype == BF16 else 32 if wide <= 256 else 16
-    side = 16 if cache_dtype == F32 else 32 if q_dtype == F32 else 64
-    tile = max(min(keys, side), triton.next_power_of_2(group))
-    parts = 6 if cache_dtype == F32 else 3 if q_dtype == F32 else 1
+    wide, group = max(16, next_power_of_2(d)), q_heads // kv_heads
+    side, keys = _sizes(q_dtype, cache_dtype, wide, arch)
+    tile = max(side, next_power_of_2(group))
+    parts = 2 if cache_dtype == F32 else 3 if q_dtype == F32 else 1
     queries = tile // group
     return (
         {"WINDOWED": window > 0, "Q_HEADS": q_heads, "D": d, "WIDE": wide, "SPAN": SPAN},
         {
-            "KV_HEADS": kv_heads, "QUERIES": queries, "AHEAD": triton.next_power_of_2(queries), "TILE": tile,
+            "KV_HEADS": kv_heads, "QUERIES": queries, "AHEAD": next_power_of_2(queries), "TILE": tile,
             "KEYS": keys, "PARTS": 0 if INTERPRETED else parts,
         },
     )  # fmt: skip
+
+
+def _sizes(q_dtype: torch.dtype, cache_dtype: torch.dtype, wide: int, arch: int) -> tuple[int, int]:
+    """Rows of a tile and keys of a block: as many as leave no register in memory."""
+    if cache_dtype == F32 or wide > 256:
+        return 16, 16
+    if wide > 128:
+        return 16, 32
+    if q_dtype == F32:
+        return 32, 32
+    # Hopper's and Blackwell's wide instructions take 64 rows
+    return (64, 32) if arch // 10 in (9, 10) else (32, 64)
 
 
 def variants(arch: int) -> Iterator[Variant]:
@@ -218,7 +237,7 @@ def variants(arch: int) -> Iterator[Variant]:
         (F32, BF16, (8, 4), 256, -1),
         (F32, F32, (32, 8), 128, -1),
     ):
-        shared, tile = _constants(q_dtype, cache_dtype, *heads, d, window)
+        shared, tile = _constants(q_dtype, cache_dtype, *heads, d, window, arch)
         q, cache, scratch = TYPES[q_dtype], TYPES[cache_dtype], {"parts": "*fp32", "stats": "*fp32"}
         name = f"{q[1:]} {cache[1:]} {heads[0]}/{heads[1]} x {d}{' window' if window > 0 else ''}"
         types = {
@@ -227,8 +246,7 @@ def variants(arch: int) -> Iterator[Variant]:
             "joined": "i32",
         }  # fmt: skip
         constants, opcodes = shared | tile, _opcodes(arch, tile["TILE"])
-        # local memory: a few registers are put aside while the keys are gone through, and not touched there
-        yield variant(f"attention {name}", _spans, types, constants, WARPS, opcodes, local_memory=True)
+        yield variant(f"attention {name}", _spans, types, constants, WARPS, opcodes)
         types = {"out": q, **scratch, "positions": "*i32", "tokens": "i32", "window": "i32", "joined": "i32"}
         yield variant(f"attention merge {name}", _merge, types, shared | {"STRETCH": STRETCH}, 1)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
+from qspec_kernels.backends.triton._sizes import cdiv
 from qspec_kernels.backends.triton._variants import Variant
 
 BLOCK = 1024
@@ -34,7 +35,7 @@ def cache_write(
 ) -> None:
     """k, v [T, H, D] into caches [B, H, C, D] at (rows[t], positions[t]), int32 [T], in place."""
     tokens, heads, d = k.shape
-    grid = (tokens, triton.cdiv(heads * d, BLOCK))
+    grid = (tokens, cdiv(heads * d, BLOCK))
     constants = {"H": heads, "D": d, "BLOCK": BLOCK}
     arguments = k_cache, v_cache, k, v, rows, positions, k_cache.shape[2]
     launch(_kernel, grid, arguments, constants, 4)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
+from qspec_kernels.backends.triton._sizes import cdiv
 from qspec_kernels.backends.triton._variants import Variant
 
 BLOCK = 1024
@@ -33,7 +34,7 @@ def embedding(table: Tensor, ids: Tensor, rounded: bool, dtype: torch.dtype) -> 
     tokens, width = len(ids), table.shape[1]
     out = table.new_empty(tokens, width, dtype=dtype)
     constants = {"W": width, "ROUNDED": rounded, "BLOCK": BLOCK}
-    launch(_kernel, (tokens, triton.cdiv(width, BLOCK)), (out, table, ids), constants, 4)
+    launch(_kernel, (tokens, cdiv(width, BLOCK)), (out, table, ids), constants, 4)
     return out
 
 

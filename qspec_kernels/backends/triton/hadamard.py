@@ -11,6 +11,7 @@ from torch import Tensor
 from qspec_kernels.backends.triton._hadamard import Plan, matrix_units, plan, rotated
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
+from qspec_kernels.backends.triton._sizes import cdiv
 from qspec_kernels.backends.triton._variants import Variant
 
 
@@ -40,7 +41,7 @@ def hadamard(x: Tensor, base: Tensor, transpose: bool, diagonal: Tensor | None) 
     out = torch.empty_like(x)
     cut = plan(width, len(base))
     period = 0 if diagonal is None else len(diagonal) // width
-    grid = (triton.cdiv(rows, cut.ROWS), cut.tiles)
+    grid = (cdiv(rows, cut.ROWS), cut.tiles)
     constants = _constants(cut, width, period, transpose)
     launch(_kernel, grid, (out, x, base, diagonal, rows), constants, cut.warps)
     return out

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, block_of, launch, row_sum, variant
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
 
 CHUNK = 4096
@@ -93,16 +94,16 @@ def _chosen(logits: Tensor, count: int) -> Tensor:
     ids = torch.empty(rows, wide, dtype=torch.int64, device=logits.device)
     constants = {"N": n, "COUNT": wide, "CHUNK": chunk}
     launch(_largest_of_chunk, (rows, chunks), (keys, logits), constants, 8)
-    constants = {"FOUND": found, "WIDE": triton.next_power_of_2(found), "COUNT": wide}
+    constants = {"FOUND": found, "WIDE": next_power_of_2(found), "COUNT": wide}
     launch(_largest_of_row, (rows,), (ids, keys, count), constants, 4)
     return ids
 
 
 def _sizes(n: int, count: int) -> tuple[int, int, int, int]:
     """The count as a power of two, logits of a chunk, chunks, and how many keys they give."""
-    wide = max(2, triton.next_power_of_2(count))
-    chunk = max(wide, min(CHUNK, triton.next_power_of_2(n)))
-    chunks = triton.cdiv(n, chunk)
+    wide = max(2, next_power_of_2(count))
+    chunk = max(wide, min(CHUNK, next_power_of_2(n)))
+    chunks = cdiv(n, chunk)
     return wide, chunk, chunks, chunks * wide
 
 
@@ -115,7 +116,7 @@ def variants(arch: int) -> Iterator[Variant]:
         constants = {"N": n, "COUNT": wide, "CHUNK": chunk}
         yield variant(f"rescore chunks {n}", _largest_of_chunk, types, constants, 8)
         types = {"ids": "*i64", "keys": "*i64", "count": "i32"}
-        constants = {"FOUND": found, "WIDE": triton.next_power_of_2(found), "COUNT": wide}
+        constants = {"FOUND": found, "WIDE": next_power_of_2(found), "COUNT": wide}
         yield variant(f"rescore row {n}", _largest_of_row, types, constants, 4)
         types = {"logits": "*fp32", "ids": "*i64", "x": TYPES[dtype], "weight": "*bf16", "bias": "*fp32"}
         constants = {"N": n, "K": k, "COUNT": wide, "BLOCK": BLOCK}

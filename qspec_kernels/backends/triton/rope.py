@@ -1,5 +1,8 @@
 """Rotary position embedding, halves paired."""
 
+# constants and loops of device code are Triton's own
+# pyright: reportGeneralTypeIssues=false
+
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._rope import turned
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
 
 TILE = 512
@@ -37,13 +41,13 @@ def rope(x: Tensor, positions: Tensor, inv_freq: Tensor, scaling: float) -> Tens
     tokens, heads, _ = x.shape
     out = torch.empty_like(x)
     constants = _constants(heads, x.shape[2])
-    grid = (tokens, triton.cdiv(heads, constants["HEADS"]))
+    grid = (tokens, cdiv(heads, constants["HEADS"]))
     launch(_kernel, grid, (out, x, positions, inv_freq, scaling), constants, 1)
     return out
 
 
 def _constants(heads: int, d: int) -> dict[str, int]:
-    pairs = triton.next_power_of_2(d // 2)
+    pairs = next_power_of_2(d // 2)
     return {"H": heads, "HALF": d // 2, "HEADS": max(1, TILE // 2 // pairs), "PAIRS": pairs}
 
 

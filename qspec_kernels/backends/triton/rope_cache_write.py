@@ -10,6 +10,7 @@ from torch import Tensor
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._rope import turned
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, block_of, launch, normed, rms, variant
+from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
 
 TILE = 512
@@ -70,7 +71,7 @@ def rope_cache_write(
     q_heads = x.shape[1] // d - 2 * kv_heads
     out = x.new_empty(tokens, q_heads, d)
     constants = _constants(q_heads, kv_heads, d)
-    grid = (tokens, triton.cdiv(q_heads + 2 * kv_heads, constants["HEADS"]))
+    grid = (tokens, cdiv(q_heads + 2 * kv_heads, constants["HEADS"]))
     arguments = (
         out, k_cache, v_cache, x, rows, positions, inv_freq, scaling, q_gain, k_gain, eps, capacity
     )  # fmt: skip
@@ -79,7 +80,7 @@ def rope_cache_write(
 
 
 def _constants(q_heads: int, kv_heads: int, d: int) -> dict[str, Any]:
-    pairs = triton.next_power_of_2(d // 2)
+    pairs = next_power_of_2(d // 2)
     return {
         "Q_HEADS": q_heads, "KV_HEADS": kv_heads, "HALF": d // 2, "HEADS": max(1, TILE // 2 // pairs),
         "PAIRS": pairs, "BLOCK": block_of(d),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qspec_kernels.backends.triton._interpreter import rounded
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, gated, launch, variant
+from qspec_kernels.backends.triton._sizes import cdiv
 from qspec_kernels.backends.triton._variants import Variant
 
 BLOCK = 1024
@@ -27,7 +28,7 @@ def silu_mul(x: Tensor) -> Tensor:
     """x [M, 2 F], gate beside up -> silu(gate) * up, [M, F]."""
     rows, f = x.shape[0], x.shape[1] // 2
     out = x.new_empty(rows, f)
-    launch(_kernel, (rows, triton.cdiv(f, BLOCK)), (out, x), {"F": f, "BLOCK": BLOCK}, 4)
+    launch(_kernel, (rows, cdiv(f, BLOCK)), (out, x), {"F": f, "BLOCK": BLOCK}, 4)
     return out
 
 
