@@ -41,4 +41,9 @@ napoleon_google_docstring = False
 
 def setup(app) -> None:
     """Drawings are made before pages that show them are read."""
-    app.connect("builder-inited", lambda _: measured.draw(RESULTS, DOCS / "_build" / "measured"))
+
+    def draw(_: object) -> None:
+        measured.draw(RESULTS, DOCS / "_build" / "measured")
+        gpu_measured.draw(RESULTS, DOCS / "_build" / "measured")
+
+    app.connect("builder-inited", draw)

@@ -3,12 +3,17 @@
 conf.py hands `substitutions` to MyST. Without a file every figure says that it is not measured.
 """
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from gpu_figures import NOT_MEASURED, Row, figures
-from measured import Document, table
+from measured import Document, load, table
+
+from qspec_decode.bench.drawing import write
+from qspec_decode.bench.gpu.plots import decoding, kernels
 
 
 def substitutions(documents: Sequence[Document]) -> dict[str, str]:
@@ -18,6 +23,30 @@ def substitutions(documents: Sequence[Document]) -> dict[str, str]:
         "gpu_kernels": _each([one for one in documents if one["rows"]], kernel_texts),
         "gpu_decoding": _each([one for one in documents if one.get("decoding")], decoding_texts),
     }
+
+
+def draw(results: Path, folder: Path) -> None:
+    """Drawings of every device, as SVG, where the page looks for them."""
+    for path in sorted(results.glob("gpu_bench_*.json")):
+        document = load(path)
+        for drawing, name in drawings(document).items():
+            write(drawing, path, folder / name)
+
+
+def drawings(document: Document) -> dict[Callable[[Document], Any], str]:
+    """What can be drawn of a document, with names of the files."""
+    device = re.sub(r"[^a-z0-9]+", "_", document["gpu"]["name"].lower())
+    runs = (document.get("decoding") or {"runs": []})["runs"]
+    found = {
+        kernels: any(row["op"].startswith("linear_") for row in document["rows"]),
+        decoding: any(run["graphs"] is not False for run in runs),
+    }
+    return {drawing: f"{device}_{drawing.__name__}.svg" for drawing, there in found.items() if there}
+
+
+def _image(document: Document, drawing: Callable[[Document], Any], text: str) -> Iterator[str]:
+    if name := drawings(document).get(drawing):
+        yield f"![{text}](../_build/measured/{name})"
 
 
 def _each(documents: Iterable[Document], show: Callable[[Document], Iterable[str]]) -> str:
@@ -55,6 +84,7 @@ def _pivot(rows: Iterable[tuple[str, int, str]], heading: Callable[[int], str]) 
 def kernel_texts(document: Document) -> Iterator[str]:
     """Linears over M, medians over the layers; the other ops one by one."""
     linears = [row for row in document["rows"] if row["op"].startswith("linear_")]
+    yield from _image(document, kernels, "Linears over the number of tokens")
     layers = list(dict.fromkeys(row["shape"] for row in linears))
     if linears:
         yield f"Linears, the median of {', '.join(layers)}: speed over cuBLAS in bf16."
@@ -110,6 +140,7 @@ def _over_copy(row: Row) -> str:
 def decoding_texts(document: Document) -> Iterator[str]:
     """Tables of every scale: rates, speed-ups, what graphs bring, and what a speed-up is made of."""
     found = document["decoding"]
+    yield from _image(document, decoding, "Tokens per second over the batch")
     for scale in dict.fromkeys(run["scale"] for run in found["runs"]):
         runs = [run for run in found["runs"] if run["scale"] == scale]
         ladders = [run for run in runs if _target(run)]
