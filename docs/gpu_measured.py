@@ -13,7 +13,7 @@ from gpu_figures import NOT_MEASURED, Row, figures
 from measured import Document, load, table
 
 from qspec_decode.bench.drawing import write
-from qspec_decode.bench.gpu.plots import decoding, kernels
+from qspec_decode.bench.gpu.plots import decoded, decoding, kernels, linears
 
 
 def substitutions(documents: Sequence[Document]) -> dict[str, str]:
@@ -36,11 +36,7 @@ def draw(results: Path, folder: Path) -> None:
 def drawings(document: Document) -> dict[Callable[[Document], Any], str]:
     """What can be drawn of a document, with names of the files."""
     device = re.sub(r"[^a-z0-9]+", "_", document["gpu"]["name"].lower())
-    runs = (document.get("decoding") or {"runs": []})["runs"]
-    found = {
-        kernels: any(row["op"].startswith("linear_") for row in document["rows"]),
-        decoding: any(run["graphs"] is not False for run in runs),
-    }
+    found = {kernels: linears(document), decoding: decoded(document)}
     return {drawing: f"{device}_{drawing.__name__}.svg" for drawing, there in found.items() if there}
 
 
@@ -83,16 +79,16 @@ def _pivot(rows: Iterable[tuple[str, int, str]], heading: Callable[[int], str]) 
 
 def kernel_texts(document: Document) -> Iterator[str]:
     """Linears over M, medians over the layers; the other ops one by one."""
-    linears = [row for row in document["rows"] if row["op"].startswith("linear_")]
+    rows = linears(document)
     yield from _image(document, kernels, "Linears over the number of tokens")
-    layers = list(dict.fromkeys(row["shape"] for row in linears))
-    if linears:
+    layers = list(dict.fromkeys(row["shape"] for row in rows))
+    if rows:
         yield f"Linears, the median of {', '.join(layers)}: speed over cuBLAS in bf16."
-        yield _over_m(linears, lambda row: row["speedup_over"].get("cublas_bf16"))
+        yield _over_m(rows, lambda row: row["speedup_over"].get("cublas_bf16"))
         yield "Bytes a second, as a share of what copying memory reaches in the same turns."
-        yield _over_m(linears, lambda row: row["fraction_of_copy"])
+        yield _over_m(rows, lambda row: row["fraction_of_copy"])
     for peer in ("tinygemm", "gemlite"):
-        beside = [row for row in linears if "_w4a16" in row["op"] and peer in row["speedup_over"]]
+        beside = [row for row in rows if "_w4a16" in row["op"] and peer in row["speedup_over"]]
         if beside:
             yield f"Speed over {peer}, with the same codes."
             yield _over_m(beside, lambda row, peer=peer: row["speedup_over"][peer])

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 _Lines = dict[str, tuple[dict[int, float], str]]
 
 
+def linears(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows of linears, which `kernels` draws."""
+    return [row for row in document["rows"] if row["op"].startswith("linear_")]
+
+
+def decoded(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Runs that `decoding` draws: with CUDA graphs, or of other programs."""
+    runs = (document.get("decoding") or {"runs": []})["runs"]
+    return [run for run in runs if run["graphs"] is not False]
+
+
 def kernels(document: Mapping[str, Any]) -> "Figure":
     """Linears of every backend over M, medians of layers: share of copying's bandwidth, speed over cuBLAS.
 
@@ -28,7 +39,7 @@ def kernels(document: Mapping[str, Any]) -> "Figure":
     UsageError
         Where matplotlib is not installed, or no linear was measured.
     """
-    rows = [row for row in document["rows"] if row["op"].startswith("linear_")]
+    rows = linears(document)
     if not rows:
         raise UsageError("no linear of the document was measured", "Draw what qspec bench gpu --json writes.")
     figure = new_figure(11.0, 5.0)
@@ -51,7 +62,7 @@ def decoding(document: Mapping[str, Any]) -> "Figure":
     UsageError
         Where matplotlib is not installed, or nothing was decoded.
     """
-    runs = [run for run in (document.get("decoding") or {"runs": []})["runs"] if run["graphs"] is not False]
+    runs = decoded(document)
     if not runs:
         raise UsageError("nothing in the document was decoded", "Draw what qspec bench gpu --json writes.")
     scales = list(dict.fromkeys(run["scale"] for run in runs))

@@ -6,6 +6,8 @@ features and tokens share a program, how many warps, and how far loads run ahead
 
 from dataclasses import dataclass
 
+from qspec_kernels.backends.triton._sizes import next_power_of_2
+
 # multiprocessors of an architecture's usual device: a constant, so that results do not vary inside one
 PROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 # bytes of shared memory that a program can have
@@ -48,7 +50,7 @@ def splits(n: int, k: int, arch: int) -> int:
 
 def tokens(m: int) -> int:
     """Tokens of a program: the matrix unit's least, 8, or the power of two that holds them, up to 64."""
-    return min(64, max(8, 1 << (m - 1).bit_length()))
+    return min(64, max(8, next_power_of_2(m)))
 
 
 def linear(m: int, n: int, arch: int, *, step_bytes: tuple[int, int], integer: bool) -> Tile:
