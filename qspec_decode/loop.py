@@ -125,14 +125,15 @@ class Rows:
         """Take over a round's tokens, cut behind an end-of-text id, and retire finished rows."""
         self.lengths[rows] += emission.num_tokens
         counts, accepted = emission.num_tokens.tolist(), emission.num_accepted_tokens.tolist()
+        full = (self.lengths[rows] == self._ends[rows]).tolist()
         new_tokens = []
-        for row, ids, count in zip(rows.tolist(), emission.ids.tolist(), counts, strict=True):
+        for row, ids, count, is_full in zip(rows.tolist(), emission.ids.tolist(), counts, full, strict=True):
             ids = ids[:count]
             stop = next((i for i, token in enumerate(ids) if token in self._eos), None)
             if stop is not None:
                 ids = ids[: stop + 1]
                 self.finish_reasons[row] = "stop"
-            elif self.lengths[row] == self._ends[row]:
+            elif is_full:
                 self.finish_reasons[row] = "length"
             self.token_ids[row] += ids
             new_tokens.append(ids)

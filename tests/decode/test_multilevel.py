@@ -20,11 +20,13 @@ DEEP_MUTANTS = [name for name, (_, case) in joint.MUTANTS.items() if len(case.dr
 
 
 @pytest.mark.parametrize("case", DEEP, ids=lambda case: case.name)
+@pytest.mark.usefixtures("untyped")
 def test_sequences_of_a_deep_ladder_follow_the_target(case: joint.Case) -> None:
     check(case.name, joint.run(case), 0.02)
 
 
 @pytest.mark.parametrize("name", DEEP_MUTANTS)
+@pytest.mark.usefixtures("untyped")
 def test_a_fault_in_the_middle_level_is_caught(name: str) -> None:
     mutant, case = joint.MUTANTS[name]
     with mutant():

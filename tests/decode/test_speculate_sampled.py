@@ -58,11 +58,13 @@ def test_a_false_declaration_of_the_draft_is_caught(name: str) -> None:
 
 
 @pytest.mark.parametrize("case", TWO_LEVELS, ids=lambda case: case.name)
+@pytest.mark.usefixtures("untyped")
 def test_sequences_follow_the_joint_distribution_of_the_target(case: joint.Case) -> None:
     check(case.name, joint.run(case), 0.02)
 
 
 @pytest.mark.parametrize("name", TWO_LEVEL_MUTANTS)
+@pytest.mark.usefixtures("untyped")
 def test_a_fault_in_the_loop_is_caught(name: str) -> None:
     mutant, case = joint.MUTANTS[name]
     with mutant():
@@ -71,6 +73,7 @@ def test_a_fault_in_the_loop_is_caught(name: str) -> None:
     assert found.caught
 
 
+@pytest.mark.usefixtures("untyped")
 def test_plain_decoding_follows_the_joint_distribution_too() -> None:
     """The yardstick itself: without it, the loop and the enumeration could be wrong in the same way."""
     case = dataclasses.replace(joint.CASES[0], num_sequences=60_000)
