@@ -40,8 +40,12 @@ MATRIX_UNITS = ("HMMA", "IMMA", "HGMMA", "IGMMA", "UTCHMMA", "UTCIMMA")
 LOCAL = ("LDL", "STL")
 # what adds to memory in any order that comes; Blackwell's kernels allocate memory with other ones
 ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
-COUNTED = ("LDGSTS", *LOCAL, "SHFL", "FFMA", "FFMA2", *ATOMICS)
+# products and sums that are rounded once: those of the source, and what division and exponentials are made of
+FUSED = ("FFMA", "FFMA2")
+COUNTED = ("LDGSTS", *LOCAL, "SHFL", *FUSED, *ATOMICS)
 REGISTERS_ALLOWED = 1.1
+# linears that sum integers and then round each product and each sum
+INTEGER_LINEAR = re.compile(r"linear_\w+a[48](_prefill)?\b")
 
 Entry = dict[str, Any]
 Table = dict[str, dict[str, Entry]]
@@ -83,7 +87,7 @@ def entry_of(listing: str, shared: int) -> Entry:
     inner = {one for loop in inner_loops(code, MATRIX_UNITS) for one in loop}
     opcodes, found = [one.opcode for one in code], Counter()
     for opcode in opcodes:
-        stem = opcode.partition(".")[0]
+        stem = stem_of(opcode)
         if stem in MATRIX_UNITS:
             found[opcode] += 1
         elif stem in COUNTED:
@@ -99,15 +103,25 @@ def entry_of(listing: str, shared: int) -> Entry:
     }
 
 
-def faults(variant: Variant, entry: Entry, committed: Entry | None) -> Iterator[str]:
-    """What is wrong with an entry, by itself and against the committed one."""
+def stem_of(opcode: str) -> str:
+    """An opcode without its modifiers."""
+    return opcode.partition(".")[0]
+
+
+def faults(variant: Variant, entry: Entry, committed: Entry | None, *, exact: bool = False) -> Iterator[str]:
+    """What is wrong with an entry, by itself and against the committed one.
+
+    `exact` says that the source fuses products and sums of an integer linear where that rounds nothing.
+    """
     if entry["stack"]:
         yield f"{entry['stack']} bytes of local memory"
     if entry["local_in_loops"]:
         yield f"{entry['local_in_loops']} instructions on local memory in inner loops"
-    stems = {opcode.partition(".")[0] for opcode in entry["opcodes"]}
+    stems = set(map(stem_of, entry["opcodes"]))
     yield from (f"no {opcode}" for opcode in variant.opcodes if opcode not in stems)
     yield from (f"{opcode}: sums of no fixed order" for opcode in ATOMICS if opcode in stems)
+    if INTEGER_LINEAR.match(variant.name) and not exact:
+        yield from (f"{opcode}: a rounding is left out" for opcode in FUSED if opcode in stems)
     if committed is None:
         yield "not in the table; run python -m tests.gpu.build_table"
         return
@@ -115,6 +129,17 @@ def faults(variant: Variant, entry: Entry, committed: Entry | None) -> Iterator[
         yield f"{entry['registers']} registers, {committed['registers']} in the table"
     if entry["stack"] > committed["stack"]:
         yield f"{entry['stack']} bytes of local memory, {committed['stack']} in the table"
+    if entry["shared"] > committed["shared"]:
+        yield f"{entry['shared']} bytes of shared memory, {committed['shared']} in the table"
+    found, before = Counter(entry["opcodes"]), Counter(committed["opcodes"])
+    units, expected = (
+        [one for one in sorted(some) if stem_of(one) in MATRIX_UNITS] for some in (found, before)
+    )
+    if units != expected:
+        yield f"{' '.join(units)}, in the table {' '.join(expected)}"
+    worse = [opcode for opcode in FUSED if found[opcode] > before[opcode]]
+    worse += ["LDGSTS"] if found["LDGSTS"] < before["LDGSTS"] else []
+    yield from (f"{found[opcode]} {opcode}, {before[opcode]} in the table" for opcode in worse)
 
 
 def _built(task: tuple[str, int]) -> dict[str, Entry]:

@@ -15,10 +15,11 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-from qspec_kernels.backends.cuda import _nvrtc, hadamard_quantize_act
+from qspec_kernels.backends.cuda import _float, _integer, _nvrtc, hadamard_quantize_act
 from qspec_kernels.backends.cuda._compile import Kernel, options
 from qspec_kernels.backends.cuda._tiles import ROWS
 from tests.gpu.build_table import TOOLS, Entry, entry_of, faults
@@ -26,7 +27,7 @@ from tests.gpu.build_table import TOOLS, Entry, entry_of, faults
 TABLE = Path(__file__).parents[2] / "docs" / "results" / "gpu_build_cuda.json"
 ARCHS = (80, 86, 89, 90, 100, 120)
 
-# bf16 activations, on a layer of an 8B and of a 70B model; the other group sizes on the first alone
+# on a layer of an 8B and of a 70B model; the other group sizes on the first alone
 SHAPES = ((4096, 4096), (28672, 8192))
 GROUPS = {"int4": (128, 64, 32, 4096), "mxfp4": (32,)}
 LINEARS = {
@@ -45,6 +46,15 @@ ROTATIONS = (
     (14336, 28, 14336),
     (11008, 344, 11008),
 )
+UNALIGNED_ROTATIONS = ((4096, 1, 4096), (14336, 28, 14336))
+# words for names, whether x of rotations and outputs of linears are bfloat16 (float32 otherwise), and whether
+# rows begin at multiples of 16 bytes
+OPERANDS = (
+    ("", True, True),
+    ("fp32 ", False, True),
+    ("unaligned ", True, False),
+    ("fp32 unaligned ", False, False),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,15 @@ class Variant:
 
 def variants(arch: int) -> Iterator[Variant]:
     """What an architecture is served with, each compilation once."""
+    yield from _linears(arch)
+    for width, base, group in ROTATIONS:
+        for words, bf16, aligned in OPERANDS:
+            if aligned or (width, base, group) in UNALIGNED_ROTATIONS:
+                kernel = hadamard_quantize_act.kernel(width, width, base, group, bf16=bf16, aligned=aligned)
+                yield Variant(f"hadamard_quantize_act {words}{width} g{group}", kernel, ())
+
+
+def _linears(arch: int) -> Iterator[Variant]:
     seen = set()
     for name, (kind, opcode) in LINEARS.items():
         module = importlib.import_module(f"qspec_kernels.backends.cuda.{name}")
@@ -71,9 +90,16 @@ def variants(arch: int) -> Iterator[Variant]:
             if kernel not in seen:
                 seen.add(kernel)
                 yield Variant(f"{name} {n}x{k} g{group} m<={m}", kernel, (opcode, "LDGSTS"))
-    for width, base, group in ROTATIONS:
-        kernel = hadamard_quantize_act.kernel(width, width, base, group, bf16=True, aligned=True)
-        yield Variant(f"hadamard_quantize_act {width} g{group}", kernel, ())
+        (n, k), operand = SHAPES[0], module.operand(SHAPES[0][1], first)
+        for m, (words, bf16, aligned) in product((ROWS[0], ROWS[-1]), OPERANDS[1:]):
+            if opcode == "HMMA":
+                kernel, _ = _float.kernel(name, operand, m, (n, k), arch, bf16_out=bf16, aligned=aligned)
+            elif bf16:
+                kernel, _ = _integer.kernel(name, operand, m, (n, k), arch, aligned=aligned)
+            else:
+                # codes are int8 and their outputs float32
+                continue
+            yield Variant(f"{name} {words}g{first} {n}x{k} m<={m}", kernel, (opcode, "LDGSTS"))
 
 
 def compile_variant(variant: Variant, arch: int) -> Entry:
@@ -107,8 +133,15 @@ def wrong(arch: int, entries: dict[str, Entry], committed: dict[str, Entry]) -> 
         f"sm_{arch} {variant.name}: {fault}"
         for variant in variants(arch)
         if variant.name in entries
-        for fault in faults(cast(Any, variant), entries[variant.name], committed.get(variant.name))
+        for fault in faults(
+            cast(Any, variant), entries[variant.name], committed.get(variant.name), exact=_is_exact(variant)
+        )
     ]
+
+
+def _is_exact(variant: Variant) -> bool:
+    """Whether a variant is of the one integer linear that multiplies and adds at once, by a power of two."""
+    return variant.kernel.name == "linear_w4a8"
 
 
 def read() -> dict[str, dict[str, Entry]]:

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -76,9 +77,9 @@ VARIANT = Variant("some", None, {}, {}, opcodes=("HMMA",))
 ENTRY = {
     "registers": 100,
     "stack": 0,
-    "shared": 0,
+    "shared": 1024,
     "instructions": 9,
-    "opcodes": {"HMMA.16816.F32.BF16": 4, "LDGSTS": 2},
+    "opcodes": {"FFMA": 8, "HMMA.16816.F32.BF16": 4, "LDGSTS": 2},
     "local_in_loops": 0,
 }
 
@@ -93,11 +94,43 @@ ENTRY = {
         ({"local_in_loops": 2}, "2 instructions on local memory in inner loops"),
         ({"opcodes": {"LDGSTS": 2}}, "no HMMA"),
         ({"opcodes": ENTRY["opcodes"] | {"REDG": 1}}, "REDG: sums of no fixed order"),
+        ({"shared": 512}, None),
+        ({"shared": 1025}, "1025 bytes of shared memory, 1024 in the table"),
+        ({"opcodes": ENTRY["opcodes"] | {"LDGSTS": 3, "FFMA": 7, "HMMA.16816.F32.BF16": 2}}, None),
+        ({"opcodes": ENTRY["opcodes"] | {"LDGSTS": 1}}, "1 LDGSTS, 2 in the table"),
+        ({"opcodes": ENTRY["opcodes"] | {"FFMA": 9}}, "9 FFMA, 8 in the table"),
+        ({"opcodes": ENTRY["opcodes"] | {"FFMA2": 1}}, "1 FFMA2, 0 in the table"),
+        (
+            {"opcodes": {"FFMA": 8, "HMMA.1688.F32.BF16": 8, "LDGSTS": 2}},
+            "HMMA.1688.F32.BF16, in the table HMMA.16816.F32.BF16",
+        ),
+        (
+            {"opcodes": ENTRY["opcodes"] | {"HMMA.1688.F32.BF16": 1}},
+            "HMMA.16816.F32.BF16 HMMA.1688.F32.BF16, in the table HMMA.16816.F32.BF16",
+        ),
     ],
 )
 def test_worse_entries_are_found(change, fault):
     found = list(build_table.faults(VARIANT, ENTRY | change, ENTRY))
     assert found[:1] == ([fault] if fault else [])
+
+
+def test_integer_linears_are_known_by_their_names():
+    found = {op for op in build_table.ops() if build_table.INTEGER_LINEAR.match(f"{op} some")}
+    stems = {"linear_w4a8", "linear_w4a4", "linear_mxfp4a8"}
+    assert found == stems | {f"{stem}_prefill" for stem in stems if f"{stem}_prefill" in PREFILLS}
+    assert len(found) > len(stems)
+
+
+@pytest.mark.parametrize("opcode", ["FFMA", "FFMA2"])
+def test_integer_linears_fuse_nothing(opcode):
+    """Not even as many as the table has."""
+    entry = ENTRY | {"opcodes": {"HMMA.16816.F32.BF16": 4, opcode: 2}}
+    for op in ("linear_w4a8", "linear_mxfp4a8_prefill"):
+        variant = replace(VARIANT, name=f"{op} g128")
+        assert list(build_table.faults(variant, entry, entry)) == [f"{opcode}: a rounding is left out"]
+        assert not list(build_table.faults(variant, entry, entry, exact=True))
+    assert not list(build_table.faults(replace(VARIANT, name="linear_w4a16 g128"), entry, entry))
 
 
 def test_rebuilding_an_op_leaves_the_others():

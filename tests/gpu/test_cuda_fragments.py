@@ -16,8 +16,7 @@ from math import prod
 import pytest
 import torch
 
-from qspec_kernels.backends.cuda._compile import Kernel
-from tests.gpu.emulation.cases import LAUNCHERS, emulated
+from tests.gpu.emulation.cases import LAUNCHERS, Probe, emulated
 
 Modes = list[tuple[int, int]]
 
@@ -70,13 +69,6 @@ probe(int* out) {
 """
 
 
-class Probe(Kernel):
-    """A kernel whose source stands here."""
-
-    def source(self) -> str:
-        return PROBE
-
-
 def offset(modes: Modes, index: int) -> int:
     """The layout's value at an index into its modes."""
     at = 0
@@ -109,7 +101,7 @@ def received(**options: list[tuple[str, str]]) -> list[list[tuple[int, int]]]:
     """For each lane and register the lane that brought its word, and which of that lane's row it is."""
     out = torch.empty(32, 4, dtype=torch.int32)
     with emulated(**options) as emulator:
-        emulator.launch(Probe("probe", ("ptx.cuh",), (), 32, 512), (1, 1), [out])
+        emulator.launch(Probe("probe", ("ptx.cuh",), (), 32, 512, PROBE), (1, 1), [out])
     return [[divmod(word, 256) for word in row] for row in out.tolist()]
 
 

@@ -19,12 +19,14 @@ pytest.importorskip("triton")
 from qspec_kernels.backends.triton._dense import plan_dense
 from qspec_kernels.backends.triton._launch import Plan, plan_packed
 from qspec_kernels.backends.triton._prefill_launch import plan_prefill
+from qspec_kernels.backends.triton._variants import ARCHS
 
-TOKENS = range(1, 1025)
+# around powers of two tiles change
+BORDERS = [1, *(2**i + d for i in range(3, 11) for d in (-1, 0, 1))]
+# every number on those with little and much shared memory, narrow and wide instructions
+TOKENS = {arch: range(1, 1025) if arch in (86, 90, 100) else BORDERS for arch in ARCHS}
 # few and many features, K that ends within a block or a group
 SHAPES = ((4096, 4096), (28672, 8192), (96, 100))
-# with little and much shared memory, narrow and wide instructions
-ARCHS = (86, 90, 100)
 # rows and columns of a tile, how far it loads ahead, who adds the parts and what leaves the cache first
 TRITON_TILES = {"BLOCK_N", "BLOCK_M", "STAGES", "APART", "EVICT"}
 # tokens and outputs of a block, the warps that share K's parts, buffers
@@ -59,12 +61,13 @@ def packed_plans(
     """The launches of a weight [n, k] for every number of tokens."""
     x_bytes, act_groups, mxfp4 = OPERANDS[operand]
     return [
-        plan_of((m, *shape), group, arch, mxfp4=mxfp4, x_bytes=x_bytes, act_groups=act_groups) for m in TOKENS
+        plan_of((m, *shape), group, arch, mxfp4=mxfp4, x_bytes=x_bytes, act_groups=act_groups)
+        for m in TOKENS[arch]
     ]
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", TOKENS)
 def test_tokens_decide_no_sum_of_triton(operand, arch):
     for shape in SHAPES:
         for group in (32,) if OPERANDS[operand][2] else (128, shape[1]):
@@ -80,7 +83,7 @@ def test_tokens_decide_no_sum_of_triton(operand, arch):
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", TOKENS)
 def test_tokens_decide_no_sum_of_a_prompt(operand, arch):
     plans = packed_plans(plan_prefill, (4096, 4096), operand, 32, arch)
     assert len(decided(plans)) == 1
@@ -89,21 +92,21 @@ def test_tokens_decide_no_sum_of_a_prompt(operand, arch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", TOKENS)
 def test_tokens_decide_no_sum_of_dense_weights(dtype, arch):
     for shape in SHAPES:
-        plans = [plan_dense((m, *shape), dtype, arch) for m in TOKENS]
+        plans = [plan_dense((m, *shape), dtype, arch) for m in TOKENS[arch]]
         assert len(decided(plans)) == 1
         assert min(plan.tile.block_n for plan in plans) >= 64
         assert {plan.splits for plan in plans} <= {1, plans[0].constants["SPLITS"]}
 
 
 @pytest.mark.parametrize("name", [name for name in LAUNCHERS if name.startswith("linear")])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", TOKENS)
 def test_tokens_decide_no_sum_of_cuda(name, arch):
     for n, k in SHAPES:
         for group in (32,) if kind_of(name) == "mxfp4" else (128, k):
-            found = [LAUNCHERS[name].kernels(m, n, k, group, arch)[0] for m in TOKENS]
+            found = [LAUNCHERS[name].kernels(m, n, k, group, arch)[0] for m in TOKENS[arch]]
             constants = [dict(kernel.constants) for kernel in found]
             assert len({frozenset(c.items() - {(t, c[t]) for t in CUDA_TILES}) for c in constants}) == 1
             assert len({(kernel.name, kernel.parts) for kernel in found}) == 1

@@ -4,6 +4,7 @@ import importlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from torch.nn import functional as F
 
 import qspec_kernels as qk
 from qspec_kernels.backends.cuda import _launch
+from qspec_kernels.backends.cuda._compile import Kernel
 from qspec_kernels.formats import PackedWeight, convert
+from qspec_kernels.hadamard_matrix import factor, hadamard_matrix
+from reference.hadamard import hadamard
 from reference.linear import integer_linear
 from reference.linear import linear as exact_linear
 from tests.gpu.emulation.run import Emulator
@@ -39,6 +43,17 @@ def emulated(**options: Any) -> Iterator[Emulator]:
         yield emulator
     finally:
         _launch.launch, _launch.arch = real
+
+
+@dataclass(frozen=True)
+class Probe(Kernel):
+    """A kernel of a test: its source, over the instructions of ptx.cuh, is given."""
+
+    text: str
+
+    def source(self) -> str:
+        """The text that is given."""
+        return self.text
 
 
 LAUNCHERS = {
@@ -106,7 +121,10 @@ def check(
         "other bits than the definition's"
     )
     expected = residual + integer_linear(*operands, bias, dtype=torch.float32)
-    assert same_bits(linear(name, x, weight.packed, bias, residual), expected), "bias or residual"
+    out = linear(name, x, weight.packed, bias, residual)
+    assert same_bits(out, expected), "bias or residual"
+    on_cpu = qk.to_device_layout(weight.packed)
+    assert same_bits(out, qk.linear(activation, on_cpu, bias, act=f"a{name[-1]}", residual=residual)), "cpp"
 
 
 def _check_float(name: str, x: Tensor, weight: Quantized, bias: Tensor, residual: Tensor) -> None:
@@ -118,3 +136,24 @@ def _check_float(name: str, x: Tensor, weight: Quantized, bias: Tensor, residual
         assert_within_budget(out, exact_linear(rounded, values, some_bias), low)
     plus = linear(name, x, weight.packed, bias, residual)
     assert same_bits(plus, residual + out), "residual"
+
+
+def check_rotation(
+    width: int, block: int, group: int | None, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    """hadamard_quantize_act: the CPU's codes and scales bit for bit, the exact rotation within a rounding."""
+    x = torch.randn(3, width, generator=rng).to(dtype)
+    x[1] = 0
+    base = hadamard_matrix(factor(block)[0])
+    bits = 8 if group is None else 4
+    size = width if group is None else group
+    codes, scales = op("hadamard_quantize_act")(x, base, block, bits, size, 0.9)
+    expected = qk.hadamard_quantize_act(x, block=block, bits=bits, group_size=group, clip=0.9)
+    assert torch.equal(codes, expected.codes)
+    assert same_bits(scales, expected.scales)
+    exact = hadamard(x, hadamard_matrix(block))
+    # a step of the code's grid where x is clipped, half of one elsewhere, and the roundings of x itself
+    spread = scales.repeat_interleave(size, 1)[:, :width].double()
+    limit = (2 ** (bits - 1) - 1) * spread
+    error = codes.double() * spread - exact.clamp(-limit, limit)
+    assert (error.abs() <= spread * 0.5 + exact.abs() * 2**-7 + 1e-6).all()

@@ -29,6 +29,10 @@ class EmulationError(Exception):
     """A kernel did what a GPU would not forgive."""
 
 
+class BuildError(Exception):
+    """There is no kernel: an edit does not fit the source, or what it makes is no C++."""
+
+
 class _Buffer(ctypes.Structure):
     _fields_ = (
         ("address", ctypes.c_uint64),
@@ -48,7 +52,8 @@ def _compile(*arguments: str, text: str = "") -> None:
     done = subprocess.run(
         ["g++", *FLAGS, *arguments], input=text, text=True, capture_output=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        raise BuildError(done.stderr)
 
 
 @dataclass
@@ -81,16 +86,24 @@ class Emulator:
 
     def text(self, kernel: Kernel) -> str:
         """The kernel's source, mutated, over the emulated instructions."""
-        assert kernel.parts[0] == "ptx.cuh"
+        if kernel.parts[0] != "ptx.cuh":
+            raise BuildError(f"{kernel.name} begins with {kernel.parts[0]} instead of ptx.cuh")
         source = replace(kernel, parts=kernel.parts[1:]).source()
         for old, new in self.edits:
-            assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times"
+            if source.count(old) != 1:
+                raise BuildError(f"{old!r} occurs {source.count(old)} times")
             source = source.replace(old, new)
         constants = "".join(f"#define {name} {value}\n" for name, value in kernel.constants)
         return f'#include "ptx.hpp"\n{constants}{source}{ENTRY.format(name=kernel.name)}'
 
     def library(self, kernel: Kernel) -> ctypes.CDLL:
-        """The kernel as a library of this machine; libraries live as long as their directory."""
+        """The kernel as a library of this machine; libraries live as long as their directory.
+
+        Raises
+        ------
+        BuildError
+            If an edit does not fit, or the compiler refuses the text.
+        """
         text = self.text(kernel)
         path = self.directory / f"{kernel.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
         if not path.exists():
@@ -108,6 +121,8 @@ class Emulator:
 
         Raises
         ------
+        BuildError
+            If there is no such kernel: see `library`.
         EmulationError
             If the kernel leaves its buffers, misuses an instruction or never ends.
         """
@@ -115,7 +130,8 @@ class Emulator:
             return
         library = self.library(kernel)
         parameters = re.search(rf"KERNEL\(.*?\)\s*{kernel.name}\((.*?)\)", kernel.source(), re.S)
-        assert parameters
+        if not parameters:
+            raise BuildError(f"no parameters of {kernel.name} in its source")
         written = ["const" not in parameter for parameter in parameters[1].split(",")]
         buffers, words = [], []
         for i, argument in enumerate(arguments):
