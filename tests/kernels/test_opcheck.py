@@ -1,10 +1,5 @@
-"""The ops as citizens of PyTorch: `torch.library.opcheck` and `torch.compile` without graph breaks.
+"""The ops as citizens of PyTorch: `torch.library.opcheck`, on the torch path and the best library here."""
 
-On the torch path, and on the best native library of this machine.
-"""
-
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -123,40 +118,6 @@ def test_opcheck(name):
 def test_every_op_has_samples():
     assert len(NAMES) == 21
     assert all(samples(name) for name in NAMES)
-
-
-COMPILED = """
-import torch
-import qspec_kernels as qk
-from qspec_kernels import formats
-
-int4 = formats.get("int4")
-weight = torch.randn(16, 64)
-packed = qk.to_device_layout(int4.pack(*int4.quantize(weight, 32), 32))
-layer = qk.nn.QuantLinear.from_linear(torch.nn.Linear(64, 64), "w4a8", 32)
-cache = torch.zeros(2, 1, 1, 8, 64)
-
-def block(x, rows, positions):
-    h = qk.rmsnorm(layer(x), torch.ones(64))
-    qk.cache_write(cache[0], cache[1], h[:, None], h[:, None], rows, positions)
-    h = qk.attention(h[:, None], cache[0], cache[1], rows, positions, scale=0.1)[:, 0]
-    shared = qk.hadamard_quantize_act(h)
-    return qk.linear(shared, packed), qk.silu_mul(qk.linear(h, packed, phase="prefill")), qk.linear(h, weight)
-
-torch._dynamo.config.error_on_recompile = True
-compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
-# the first equals no other size, else the compiler takes the two for one
-for tokens in (3, 2, 5):
-    call = torch.randn(tokens, 64), torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens)
-    assert all(torch.equal(a, b) for a, b in zip(block(*call), compiled(*call), strict=True)), tokens
-print(qk.isa())
-"""
-
-
-def test_compiles_into_one_graph_for_any_number_of_rows(served):
-    # a process of its own, without the annotation checks of this one, as users have it
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == served, done.stderr
 
 
 def test_fake_tensors_have_the_shapes_of_real_ones():

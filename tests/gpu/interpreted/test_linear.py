@@ -87,6 +87,8 @@ def check_integers(rng, shape, kind, group, act, ops=CODES):
     expected = integer_linear(*codes, weight.integers, weight.scales, sizes[2], bias, dtype=torch.float32)
     assert same_bits(ops[kind, act](*codes, *bytes_, bias, None, *sizes), expected)
     assert same_bits(ops[kind, act](*codes, *bytes_, bias, residual, *sizes), residual + expected)
+    # what the CPU's kernels make of the same codes
+    assert same_bits(qk.linear(activation, qk.to_device_layout(weight.packed), bias), expected)
     if (kind, act) == ("int4", "a8"):
         canonical = (weight.packed.data, weight.packed.scales)
         assert same_bits(torch_w4a8(*codes, *canonical, bias, None, *sizes), expected)
