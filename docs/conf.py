@@ -27,7 +27,12 @@ myst_substitutions = {
     **gpu_tables.substitutions(
         measured.load(RESULTS / "gpu_build_triton.json"), measured.load(RESULTS / "gpu_build_cuda.json")
     ),
-    **gpu_measured.substitutions([measured.load(path) for path in sorted(RESULTS.glob("gpu_bench_*.json"))]),
+    **gpu_measured.substitutions(
+        *(
+            [measured.load(path) for path in sorted(RESULTS.glob(f"gpu_{kind}_*.json"))]
+            for kind in ("bench", "train")
+        )
+    ),
 }
 html_theme = "furo"
 html_title = "QSpec"

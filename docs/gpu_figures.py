@@ -1,17 +1,19 @@
-"""What is aimed at on GPUs, and how far files of `qspec bench gpu` come: one figure a line."""
+"""What is aimed at on GPUs, what bounds it, and how far files of `qspec bench gpu` come, line by line."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gpu_bounds as bounds
 from measured import Document, table
 
-from qspec_kernels import preferences
+from qspec_kernels import largest_block, preferences
+from qspec_kernels.hadamard_matrix import factor
 
 NOT_MEASURED = "not measured"
 Row = Mapping[str, Any]
 
-# bytes of layers that count where bandwidth is the bound
+# bytes of weights that count where bandwidth is the bound
 _LARGE = 32e6
 _FOUR_BITS = ("linear_w4a16", "linear_mxfp4a16", "linear_mxfp4a8")
 
@@ -19,10 +21,12 @@ _FOUR_BITS = ("linear_w4a16", "linear_mxfp4a16", "linear_mxfp4a8")
 def figures(documents: Sequence[Document]) -> str:
     """What is aimed at beside what each document has, the worst of all layers."""
     found = [Found(one) for one in documents]
-    names = [one["gpu"]["name"] for one in documents]
-    if not documents:
-        return table(["", "aim", "measured"], ([one.what, one.aim, NOT_MEASURED] for one in FIGURES))
-    return table(["", "aim", *names], ([one.what, one.aim, *map(one.cell, found)] for one in FIGURES))
+    names = [one["gpu"]["name"] for one in documents] or ["measured"]
+    rows = (
+        [one.what, one.aim, one.bound, *(map(one.cell, found) if found else [NOT_MEASURED])]
+        for one in FIGURES
+    )
+    return table(["", "aim", "bound", *names], rows)
 
 
 def served(document: Document) -> dict[tuple[str, str, int], Row]:
@@ -30,22 +34,31 @@ def served(document: Document) -> dict[tuple[str, str, int], Row]:
     major, minor = map(int, document["gpu"]["capability"].split("."))
 
     def place(row: Row) -> int:
-        return preferences.backends(row["op"], (major, minor)).index(row["backend"])
+        return preferences.backends(row["op"], (major, minor), _sizes(row)).index(row["backend"])
 
     ours = sorted((row for row in document["rows"] if not row["peer"]), key=place, reverse=True)
     return {(row["op"], row["shape"], row["m"]): row for row in ours}
+
+
+def _sizes(row: Row) -> tuple[int, ...] | None:
+    """Those of a call that the choice of a backend may depend on."""
+    if row["op"] != "hadamard_quantize_act":
+        return None
+    width = int(row["shape"].split()[-1])
+    return width, factor(largest_block(width))[0]
 
 
 class Found:
     """Ratios in one document, one for each layer."""
 
     def __init__(self, document: Document):
+        self.kinds: Mapping[str, Mapping[str, int]] = document.get("correctness", {}).get("kinds", {})
         self._rows = served(document)
         self._runs = document.get("decoding", {"runs": ()})["runs"]
 
     def large(self, op: str, m: int) -> list[Row]:
-        """Kernels of an op on layers that are large."""
-        return [row for row in self._of(op, m) if row["bytes"] >= _LARGE]
+        """Kernels of an op on layers whose weights are large."""
+        return [row for row in self._of(op, m) if row["weight_bytes"] >= _LARGE]
 
     def over_peer(self, op: str, m: int, peer: str) -> list[float]:
         """Speed over that of a peer."""
@@ -111,8 +124,33 @@ class Found:
             if target in run["speedup_over"]
         ]
 
+    def over_others(self, peer: str, batch: int) -> list[float]:
+        """Speed of plain decoding in bf16 over that of another program."""
+        return [
+            1 / run["speedup_over"]["bf16"]["median"]
+            for run in self._runs
+            if (run["name"], run["scale"], run["batch"]) == (peer, "8b", batch)
+            and "bf16" in run["speedup_over"]
+        ]
+
     def _of(self, op: str, m: int) -> list[Row]:
         return [row for (name, _, rows), row in self._rows.items() if (name, rows) == (op, m)]
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The line of what was found wrong before anything was timed."""
+
+    what: str
+    aim: str
+    bound: str
+    kinds: Sequence[str]
+
+    def cell(self, found: Found) -> str:
+        """How many failed of how many, kind by kind."""
+        if not found.kinds:
+            return NOT_MEASURED
+        return " / ".join("{failed} of {checked}".format(**found.kinds[kind]) for kind in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -121,6 +159,7 @@ class Figure:
 
     what: str
     aim: str
+    bound: str
     parts: Sequence[Any]
     ratios: Callable[[Found, Any], list[float]]
     worst: Callable[[Iterable[float]], float] = min
@@ -134,18 +173,33 @@ class Figure:
 
 
 FIGURES = (
+    Checks(
+        "checks that fail: against float64 / rows in other company / graphs / `opcheck` / `torch.compile`",
+        "0",
+        "0",
+        ("error", "row", "graph", "opcheck", "compiled"),
+    ),
     Figure(
         "`w4a16` and `mxfp4`, M = 1 to 16: share of the bandwidth of copying",
         "0.58, better 0.75",
+        "1.00",
         [(1, 2, 4, 5, 8, 16)],
         lambda found, counts: [
             row["fraction_of_copy"] for op in _FOUR_BITS for m in counts for row in found.large(op, m)
         ],
     ),
-    Figure("the same: time at M = 8 / 16 over M = 1", "at most 1.05 / 1.08", [8, 16], Found.growth, max),
+    Figure(
+        "the same: time at M = 8 / 16 over M = 1",
+        "at most 1.05 / 1.08",
+        bounds.each(bounds.growth, 8, 16),
+        [8, 16],
+        Found.growth,
+        max,
+    ),
     Figure(
         "the same over cuBLAS in bf16, M = 1 / 16 / 64 / 128",
         "2.6 / 2.6 / 1.5 / 1.0",
+        bounds.each(bounds.over_cublas, 1, 16, 64, 128),
         [1, 16, 64, 128],
         lambda found, m: [
             row["speedup_over"]["cublas_bf16"]
@@ -157,19 +211,28 @@ FIGURES = (
     Figure(
         "`w4a16` over the better of tinygemm and gemlite, M = 1 / 16",
         "1.2 / 1.5",
+        "copying's bandwidth over theirs",
         [1, 16],
         lambda found, m: found.over_best("linear_w4a16", m, ("tinygemm", "gemlite")),
     ),
-    Figure("`w4a8` over `w4a16`, M = 64 / 128", "1.4 / 1.7", [64, 128], Found.integers),
+    Figure(
+        "`w4a8` over `w4a16`, M = 64 / 128",
+        "1.4 / 1.7",
+        bounds.each(bounds.integers, 64, 128),
+        [64, 128],
+        Found.integers,
+    ),
     Figure(
         "prompts of 4096 tokens over cuBLAS in bf16, `w4a16` / `w4a8`",
         "0.85 / 1.3",
+        bounds.prompts(),
         ["linear_w4a16_prefill", "linear_w4a8_prefill"],
         lambda found, op: found.over_peer(op, 4096, "cublas_bf16"),
     ),
     Figure(
         "`hadamard_quantize_act`, M = 4096, width up to 8192: time over that of a copy of its bytes",
         "at most 1.25",
+        "1.00",
         [None],
         lambda found, _: found.rotations(),
         max,
@@ -177,6 +240,7 @@ FIGURES = (
     Figure(
         "attention, 4096 keys, batch 32: time of 4 queries over that of 1",
         "at most 1.10",
+        bounds.queries(),
         [None],
         lambda found, _: found.queries(),
         max,
@@ -184,6 +248,7 @@ FIGURES = (
     Figure(
         "8b `w4a16`, batch 1, with graphs: a step over copying the bytes of its weights",
         "at most 2.2, better 1.6",
+        "1.00",
         [1],
         lambda found, batch: [
             run["step_over_copy"] for run in found.runs("w4a16 alone", batch) if "step_over_copy" in run
@@ -191,14 +256,23 @@ FIGURES = (
         max,
     ),
     Figure(
+        "8b plain `bf16`, batch 1, with graphs, over transformers, compiled",
+        "1.0",
+        "copying's bandwidth over theirs",
+        [1],
+        lambda found, batch: found.over_others("transformers", batch),
+    ),
+    Figure(
         "8b `bf16 <- mxfp4`, batch 1, over plain `bf16`",
         "1.9",
+        bounds.from_bytes(),
         [1],
         lambda found, batch: found.faster("bf16 <- mxfp4", batch),
     ),
     Figure(
         "8b `w4a16 <- w4a8`, batch 64 / 128, over plain `w4a16`",
         "1.2 / 1.4",
+        bounds.each(bounds.from_arithmetic, 64, 128),
         [64, 128],
         lambda found, batch: found.faster("w4a16 <- w4a8", batch),
     ),

@@ -16,12 +16,19 @@ from qspec_decode.bench.drawing import write
 from qspec_decode.bench.gpu.plots import decoded, decoding, kernels, linears
 
 
-def substitutions(documents: Sequence[Document]) -> dict[str, str]:
-    """Markdown by name, of one document for each device."""
+def substitutions(documents: Sequence[Document], trained: Sequence[Document] = ()) -> dict[str, str]:
+    """Markdown by name, of one document for each device.
+
+    Parameters
+    ----------
+    documents, trained
+        Of `qspec bench gpu`, and of `qspec bench train`.
+    """
     return {
-        "gpu_figures": figures(documents),
+        "gpu_figures": "\n\n".join((*map(failure_texts, documents), figures(documents))).strip(),
         "gpu_kernels": _each([one for one in documents if one["rows"]], kernel_texts),
         "gpu_decoding": _each([one for one in documents if one.get("decoding")], decoding_texts),
+        "gpu_training": _each(trained, training_texts),
     }
 
 
@@ -45,6 +52,27 @@ def _image(document: Document, drawing: Callable[[Document], Any], text: str) ->
         yield f"![{text}](../_build/measured/{name})"
 
 
+def failure_texts(document: Document) -> str:
+    """What is wrong on a device, with the reasons; empty where nothing is."""
+    checks, decoded = document.get("correctness", {}), document.get("decoding", {})
+    wrong, left_out = checks.get("failures", ()), checks.get("unchecked", ())
+    texts = [f"{len(wrong)} of {checks['checked']} checks failed and nothing was timed"] if wrong else []
+    for part, what in (
+        (document.get("failures"), "kernels that could not be timed"),
+        (decoded.get("failures"), "failures in decoding"),
+        (decoded.get("unequal"), "texts that are not what they have to be"),
+        (left_out, "checks left out for lack of time"),
+    ):
+        texts += [f"{what}: {len(part)}"] if part else []
+    if not texts:
+        return ""
+    rows = ([_name(one), one["shape"], str(one["m"]), one["failed"]] for one in wrong)
+    headings = ["", "shape", "M", "what is wrong"]
+    return "\n\n".join(
+        (f"**{caption(document)}: {'; '.join(texts)}.**", *([table(headings, rows)] if wrong else []))
+    )
+
+
 def _each(documents: Iterable[Document], show: Callable[[Document], Iterable[str]]) -> str:
     """What there is of every device, behind what it is."""
     parts = [part for one in documents for part in (f"**{caption(one)}**", *show(one))]
@@ -53,13 +81,13 @@ def _each(documents: Iterable[Document], show: Callable[[Document], Iterable[str
 
 def caption(document: Document) -> str:
     """What was measured, with what, and when."""
-    gpu, machine, versions = (document[name] for name in ("gpu", "machine", "versions"))
-    commit = f", commit {machine['commit']}" if machine["commit"] else ""
-    cut = "" if document["finished"] else ", cut short"
-    return (
-        f"{gpu['name']}, driver {gpu['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
-        f"{machine['date'][:10]}{commit}{cut}"
-    )
+    gpu, machine = document["gpu"], document["machine"]
+    when = machine["date"][:10] + (f", commit {machine['commit']}" if machine["commit"] else "")
+    if document["command"] == "bench train":
+        return f"{gpu or machine['cpu']}, torch {machine['torch']}, {when}"
+    versions, cut = document["versions"], "" if document["finished"] else ", cut short"
+    made = f"driver {gpu['driver']}, torch {versions['torch']}, triton {versions['triton']}"
+    return f"{gpu['name']}, {made}, {when}{cut}"
 
 
 def _pivot(rows: Iterable[tuple[str, int, str]], heading: Callable[[int], str]) -> str:
@@ -144,6 +172,11 @@ def decoding_texts(document: Document) -> Iterator[str]:
         yield _over_batch(runs, lambda run: f"{run['tokens_per_second']['median']:.0f}")
         for what, rows, cell in (
             ("Speed over plain decoding of a ladder's own target.", ladders, _speedup),
+            (
+                "Speed over plain `bf16` / over plain `w4a16`.",
+                [run for run in runs if run["speedup_over"] and (run["peer"] or run["graphs"])],
+                _speedups,
+            ),
             ("Rates with graphs over rates without.", list(_graphs(runs)), _ratio),
             (
                 "Over a target's step a draft's (c) and a verification (v); the chance α that drafts stand.",
@@ -178,6 +211,11 @@ def _speedup(run: Row) -> str:
     return "" if over is None else f"{over['median']:.2f}{mark}"
 
 
+def _speedups(run: Row) -> str:
+    over = (run["speedup_over"].get(target) for target in ("bf16", "w4a16"))
+    return " / ".join("?" if one is None else f"{one['median']:.2f}" for one in over)
+
+
 def _graphs(runs: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Runs with graphs that there are without, too."""
     rates = {(run["name"], run["batch"], run["graphs"]): run["tokens_per_second"]["median"] for run in runs}
@@ -193,6 +231,33 @@ def _ratio(run: Row) -> str:
 
 def _causes(run: Row) -> str:
     return "; ".join(", ".join(f"{one:.2f}" for one in run[name]) for name in ("c", "v", "alpha"))
+
+
+# -- a larger model -----------------------------------------------------------------------------------------
+
+
+def training_texts(document: Document) -> Iterator[str]:
+    """The model, its bits per byte in every precision, and how often drafts stand."""
+    card = document["card"]
+    yield f"{document['parameters'] / 1e6:.1f} million parameters, trained for {card['steps']} steps."
+    yield table(
+        ["", "bits per byte"],
+        ([f"`{one['precision']}`", f"{one['bits_per_byte']:.4f}"] for one in document["precisions"]),
+    )
+    decoded = {(one["target"], one["draft"]): one for one in document["acceptance"]}
+    yield (
+        "Drafts: where they say the same as their target over text that people wrote, greedily and sampled; "
+        "the chance α that one stands in decoding, and what a row then commits in a round."
+    )
+    yield table(
+        ["", "same token", "sampled stands", "α", "tokens of a round"],
+        (
+            [f"`{one['target']} <- {one['draft']}`", f"{one['top1']:.3f}", f"{one['sampled']:.3f}",
+             *(f"{decoded[one['target'], one['draft']][name]:.3f}"
+               for name in ("per_token_acceptance", "mean_acceptance_length"))]
+            for one in document["agreement"]
+        ),
+    )  # fmt: skip
 
 
 def _remarks(part: Document) -> Iterator[str]:

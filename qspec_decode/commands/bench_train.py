@@ -74,3 +74,9 @@ def print_report(document: dict[str, Any]) -> None:
     for one in document["agreement"]:
         table.add_row(one["target"], one["draft"], f"{one['top1']:.3f}", f"{one['sampled']:.3f}")
     console.print(table)
+    console.print("decoding greedily behind some of them:")
+    table = new_table(("target", "draft"), ("drafts stand", "tokens of a round"))
+    for one in document["acceptance"]:
+        numbers = (f"{one[name]:.3f}" for name in ("per_token_acceptance", "mean_acceptance_length"))
+        table.add_row(one["target"], one["draft"], *numbers)
+    console.print(table)

@@ -82,11 +82,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases_vocabulary, "WIDEST", 5000)
     monkeypatch.setattr(cases_rows, "LARGEST", 576)
     monkeypatch.setattr(cases_cache, "CAPACITY", 130)
+    monkeypatch.setattr(cases_cache, "WRITTEN", 12)
+    monkeypatch.setattr(cases_cache, "VERIFIED", (80,))
     for name, value in (("WIDE", (256, 80)), ("VERIFIED", (128,)), ("PROMPTS", (192,))):
         monkeypatch.setattr(cases_linear, name, value)
     monkeypatch.setattr(correctness, "EVERY", correctness.COUNTS)
-    # takes longer than everything else; it is tested for itself
+    # take longer than everything else; they are tested for themselves
     monkeypatch.setattr(registered, "UTILITIES", ())
+    monkeypatch.setattr(registered, "COUNTS", ())
     # nothing is compiled here
     monkeypatch.setattr(prepared, "prepare", lambda *_: None)
     has, module = backends._has, backends._module

@@ -3,17 +3,16 @@
 import itertools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qspec_decode.bench.gpu import run, timing
+from qspec_decode.bench.gpu import cases, correctness, kernel_plan, run, timing
 from qspec_decode.bench.gpu.device import Gpu
 from qspec_decode.commands import bench_gpu
-from qspec_kernels import QSpecError, UsageError
+from qspec_kernels import UsageError
 from tests.bench.standin import (
     FEW,
     TINY,
@@ -42,9 +41,21 @@ def test_the_document(device: Standin) -> None:
     assert {"date", "commit"} <= document["machine"].keys()
     assert document["correctness"]["failures"] == []
     assert document["correctness"]["served"] == sorted(f"{op} (torch)" for op in FEW)
-    assert document["correctness"]["opchecked"] == sorted(FEW)
+    assert document["correctness"]["opchecked"] == document["correctness"]["served"]
+    assert document["correctness"]["unchecked"] == []
+    kinds, made = document["correctness"]["kinds"], [case for op in FEW for case in cases.cases(op)]
+    counts, repeated = len(correctness.COUNTS), sum(len(case.repeated) for case in made)
+    assert {kind: one["checked"] for kind, one in kinds.items()} == {
+        "error": counts * len(made),
+        "graph": counts * len(made),
+        # not of all rows, which the others are compared with
+        "row": (counts - 1) * len(made) + repeated,
+        "opcheck": sum(len(cases.cases(op)) if "linear" in op else 2 for op in FEW),
+        "compiled": 0,
+    }
+    assert {one["failed"] for one in kinds.values()} == {0}
     assert {one["op"] for one in document["correctness"]["closest"]} == set(FEW)
-    assert document["dropped"] == []
+    assert document["dropped"] == document["failures"] == []
     assert {one["peer"] for one in document["skipped_peers"]} == {"tinygemm", "gemlite"}
     linears = {f"tiny.{name}" for name in TINY.linears}
     found = {(row["op"], row["shape"], row["m"]) for row in document["rows"]}
@@ -67,6 +78,11 @@ def test_the_document(device: Standin) -> None:
 def test_bytes_are_counted(device: Standin) -> None:
     rows = measured(device, ops=["linear_w4a8", "linear_w4a16"], rows=[3], shapes=["256x64"])["rows"]
     packed = 256 * 64 // 2 + 2 * 64 * 2
+    assert {row["op"]: row["weight_bytes"] for row in rows} == {
+        "linear_w4a8": packed,
+        "linear_w4a16": packed,
+        "cublas_bf16": 2 * 256 * 64,
+    }
     assert {row["op"]: row["bytes"] for row in rows} == {
         "linear_w4a8": packed + 3 * (256 + 4 * 64),
         "linear_w4a16": packed + 2 * 3 * (256 + 64),
@@ -94,37 +110,10 @@ def test_linear_is_every_linear_in_both_phases() -> None:
     assert all(name.startswith("linear_") for name in names)
 
 
-def test_the_budget_drops_what_is_left(device: Standin) -> None:
-    # time passes by a second whenever somebody looks
-    ticks = itertools.count()
-    document = run.run(request(budget=9.5), device, lambda _: None, lambda: float(next(ticks)))
-    everything = [task.what for task in run.tasks(request(), device)]
-    assert 0 < len(document["dropped"]) < len(everything)
-    assert [one["what"] for one in document["dropped"]] == everything[-len(document["dropped"]) :]
-    assert {one["reason"] for one in document["dropped"]} == {"the budget was spent"}
-    assert document["rows"]
-
-
 def test_the_smallest_come_first_and_many_rows_last(device: Standin) -> None:
-    whats = [task.what for task in run.tasks(request(ops=["linear"], rows=[512, 8, 1]), device)]
+    whats = [task.what for task in kernel_plan.tasks(request(ops=["linear"], rows=[512, 8, 1]), device)]
     assert whats[:2] == ["linears of tiny.o, M = 1", "linears of tiny.o, M = 8"]
     assert [what.rpartition(" ")[2] for what in whats] == ["1", "8"] * 5 + ["512"] * 5
-
-
-def test_what_does_not_fit_is_dropped(device: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "memory_bytes", 1000, raising=False)
-    document = measured(device, ops=["linear_w4a8"])
-    assert document["rows"] == []
-    assert all("GB of memory" in one["reason"] for one in document["dropped"])
-
-
-def test_a_kernel_that_is_wrong_on_a_large_shape_is_not_timed(device: Standin, mutate: Mutate) -> None:
-    def wrong(right: Callable[..., Any], *args: Any) -> Any:
-        return last_value(right, *args) if args[-2] == 512 else right(*args)
-
-    mutate("linear_w4a16", wrong)
-    with pytest.raises(QSpecError, match=r"^linear_w4a16 \(torch\) is off by"):
-        measured(device, ops=["linear_w4a16"], shapes=["512x64"])
 
 
 def test_copies_exceed_the_cache_twice(device: Standin) -> None:

@@ -1,15 +1,19 @@
 """What `qspec bench gpu` decodes: everything once, what matters most first."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qspec_decode.bench.contenders import LADDERS
-from qspec_decode.bench.gpu import request
+from qspec_decode.bench.gpu import cases, kernel_plan, request
 from qspec_decode.bench.gpu.decode_plan import Task, by_weight, groups, tasks
 from qspec_decode.graphs.pool import MOST_RUNNERS
 from qspec_kernels import UsageError
+from tests.bench.standin import Standin, small
+
+__all__ = ["small"]
 
 
 def test_every_ladder_is_in_a_group_that_is_captured_once() -> None:
@@ -56,8 +60,25 @@ def test_the_first_ladders_come_first_and_everything_once() -> None:
 
 
 def test_kernels_leave_time_to_decode() -> None:
-    assert request.Request().kernel_seconds == request.BUDGET
-    assert 100 < request.Request(scales=("1b",)).kernel_seconds < 0.6 * request.BUDGET
+    assert request.Request().kernels_until(50.0) == request.BUDGET
+    for passed in (0.0, 50.0, request.Request().check_seconds):
+        left = request.BUDGET - passed
+        until = request.Request(scales=("1b",)).kernels_until(passed)
+        assert passed + 0.4 * left < until < passed + 0.6 * left
+    assert request.Request().check_seconds < 0.5 * request.BUDGET
+    # nothing is left
+    assert request.Request(scales=("1b",)).kernels_until(request.BUDGET + 1) <= request.BUDGET + 1
+
+
+@pytest.mark.usefixtures("small")
+def test_the_page_counts_what_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/measure_decoding.md").read_text(encoding="utf-8")
+    asked, device = request.Request(), Standin()
+    num_cases = sum(len(cases.cases(op)) for op in cases.OPS)
+    num_shapes = len(list(kernel_plan.tasks(asked, device)))
+    num_decoded = len(list(tasks(request.DECODED, request.BATCHES)))
+    counted = f"{num_cases} cases to check, {num_shapes} shapes to time and {num_decoded} tasks to decode."
+    assert f"There are {counted}" in page
 
 
 @pytest.mark.parametrize(

@@ -1,74 +1,25 @@
 """What the page "Measured on GPUs" shows is what files of `qspec bench gpu` say, or that there is none."""
 
-import importlib
-import itertools
 import json
 import re
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qspec_kernels import UsageError
+from tests.bench.pages import DOCS, PAGE, docs, document, lines, row, run, tables
 from tests.bench.standin import Standin, measured, small
 from tests.bench.test_gpu_decoding import Bench, Fake
 
-__all__ = ["small"]
-
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = DOCS / "explanation" / "measured_on_gpus.md"
-MODULES = ("gpu_measured", "gpu_figures", "measured")
-
-
-@pytest.fixture
-def docs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module that conf.py takes the page's texts from."""
-    monkeypatch.syspath_prepend(str(DOCS))
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("gpu_measured")
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-def lines(text: str) -> list[list[str]]:
-    """Cells of a table, its heading first."""
-    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    return [found[0], *found[2:]]
-
-
-def row(op: str, shape: str, m: int, us: float, **changes: Any) -> dict[str, Any]:
-    one = {"op": op, "backend": "triton", "shape": shape, "m": m, "peer": False, "bytes": 40_000_000}
-    one |= {"us": {"median": us, "low": us, "high": us}, "fraction_of_copy": 0.7, "speedup_over": {}}
-    return {**one, **changes}
-
-
-def run(name: str, batch: int, rate: float, **changes: Any) -> dict[str, Any]:
-    one = {"name": name, "scale": "8b", "batch": batch, "graphs": True, "peer": False, "of_record": True}
-    return {**one, "tokens_per_second": {"median": rate}, "speedup_over": {}, **changes}
-
-
-def document(*rows: dict[str, Any], runs: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
-    """A file of a device that there is none of."""
-    made = {
-        "gpu": {"name": "GPU", "driver": "1", "capability": "9.0"},
-        "machine": {"date": "2026-01-02T03:04:05", "commit": "abc"},
-    }
-    made |= {"versions": {"torch": "2", "triton": "3"}, "finished": True, "rows": list(rows)}
-    left_out = {"dropped": [], "skipped_peers": []}
-    decoding = {"runs": list(runs), "max_new_tokens": 48, "unequal": [], "failures": [], **left_out}
-    return {**made, **left_out, "decoding": decoding}
+__all__ = ["docs", "small"]
 
 
 def test_without_a_file_nothing_is_measured(docs: Any) -> None:
     texts = docs.substitutions([])
     heading, *rows = lines(texts["gpu_figures"])
-    assert heading == ["", "aim", "measured"]
-    assert len(rows) == 11
-    assert {cells[2] for cells in rows} == {"not measured"}
-    assert texts["gpu_kernels"] == texts["gpu_decoding"] == "Not measured."
+    assert heading == ["", "aim", "bound", "measured"]
+    assert len(rows) == 13
+    assert {cells[3] for cells in rows} == {"not measured"}
+    assert {texts[name] for name in ("gpu_kernels", "gpu_decoding", "gpu_training")} == {"Not measured."}
 
 
 def test_the_page_shows_everything_and_nothing_else(docs: Any) -> None:
@@ -80,12 +31,13 @@ def test_the_page_shows_everything_and_nothing_else(docs: Any) -> None:
 
 def cell(docs: Any, what: str, found: dict[str, Any]) -> str:
     """The measured part of the only line that says so."""
-    (text,) = (cells[2] for cells in lines(docs.figures([found])) if what in cells[0])
+    (text,) = (cells[3] for cells in lines(docs.figures([found])) if what in cells[0])
     return text
 
 
 def test_a_figure_is_the_worst_of_what_calls_take(docs: Any) -> None:
-    slow, small_one = {"fraction_of_copy": 0.1}, {"bytes": 1_000_000}
+    # what comes in and goes out does not make a layer large
+    slow, small_one = {"fraction_of_copy": 0.1}, {"weight_bytes": 31_000_000, "bytes": 40_000_000}
     rows = [
         row("linear_w4a16", "a", 1, 10.0, fraction_of_copy=0.61, backend="cuda"),
         row("linear_w4a16", "a", 1, 99.0, **slow),
@@ -131,8 +83,7 @@ def test_figures_of_kernels(docs: Any) -> None:
         "8b `w4a16`": "not measured",
     }.items():
         assert cell(docs, what, found) == text, what
-    headings = [cells[2] for cells in lines(docs.figures([found, found]))][:1]
-    assert headings == ["GPU"]
+    assert lines(docs.figures([found, found]))[0] == ["", "aim", "bound", "GPU", "GPU"]
 
 
 def test_figures_of_decoding(docs: Any) -> None:
@@ -145,17 +96,87 @@ def test_figures_of_decoding(docs: Any) -> None:
         run("bf16 <- mxfp4", 1, 100.0, speedup_over={"bf16": {"median": 0.5}}, scale="1b"),
         run("w4a16 <- w4a8", 64, 100.0, speedup_over=over),
         run("w4a16 <- w4a8", 128, 100.0, speedup_over={"bf16": {"median": 3.0}}),
+        run("transformers", 1, 80.0, graphs=None, peer=True, speedup_over={"bf16": {"median": 0.8}}),
+        run("transformers", 4, 80.0, graphs=None, peer=True, speedup_over={"bf16": {"median": 1.6}}),
     )
     found = document(runs=runs)
     assert cell(docs, "8b `w4a16`, batch 1", found) == "2.10"
     assert cell(docs, "8b `bf16 <- mxfp4`", found) == "1.90"
     assert cell(docs, "8b `w4a16 <- w4a8`", found) == "1.20 / ?"
+    assert cell(docs, "over transformers", found) == "1.25"
 
 
-def tables(text: str) -> dict[str, list[list[str]]]:
-    """Tables by what is said before them."""
-    parts = text.split("\n\n")
-    return {said: lines(part) for said, part in itertools.pairwise(parts) if part.startswith("|")}
+def test_what_failed_stands_before_everything_else(docs: Any) -> None:
+    """Also where nothing was timed."""
+    kinds = {kind: {"checked": 9, "failed": 0} for kind in ("error", "row", "graph", "opcheck", "compiled")}
+    kinds["row"] = {"checked": 7, "failed": 1}
+    wrong = {"op": "rope", "backend": "triton", "shape": "6/2 x 64", "m": 5, "failed": "row"}
+    found = document()
+    found["correctness"] = {"checked": 20, "kinds": kinds, "failures": [wrong], "unchecked": []}
+    assert cell(docs, "checks that fail", found) == "0 of 9 / 1 of 7 / 0 of 9 / 0 of 9 / 0 of 9"
+    said, listed, figures = docs.substitutions([found])["gpu_figures"].split("\n\n")
+    assert said.startswith("**GPU, driver 1, ")
+    assert said.endswith(": 1 of 20 checks failed and nothing was timed.**")
+    assert lines(listed)[1:] == [["`rope` (triton)", "6/2 x 64", "5", "row"]]
+    assert figures == docs.figures([found])
+    found = document()
+    found["correctness"] = {"checked": 20, "kinds": kinds, "failures": [], "unchecked": ["rope"]}
+    found["failures"] = [{"what": "a task", "error": "RuntimeError: no"}] * 2
+    found["decoding"]["unequal"] = [{"name": "bf16 <- mxfp4", "what": "a task"}] * 3
+    said, _ = docs.substitutions([found])["gpu_figures"].split("\n\n")
+    assert said.endswith(
+        ": kernels that could not be timed: 2; texts that are not what they have to be: 3; "
+        "checks left out for lack of time: 1.**"
+    )
+    assert "RuntimeError: no" in "".join(docs.kernel_texts(found))
+
+
+def test_a_backend_is_that_of_the_call(docs: Any) -> None:
+    """Which kernel rotates depends on the width: of 4096 it is CUDA's, of 7168 = 28 * 256 Triton's."""
+    rows = [
+        row(
+            "hadamard_quantize_act", f"8b {width}", 4096, 1.0, backend=backend,
+            speedup_over={"copy_of_its_bytes": speed},
+        )
+        for width, backend, speed in (
+            (4096, "cuda", 0.8), (4096, "triton", 0.1), (7168, "cuda", 0.2), (7168, "triton", 0.9)
+        )
+    ]  # fmt: skip
+    assert cell(docs, "`hadamard_quantize_act`", document(*rows)) == "1.25"
+
+
+def test_bounds_are_bytes_over_bandwidth_and_operations_over_rate(docs: Any) -> None:
+    bound = {cells[0].split(",")[0]: cells[2] for cells in lines(docs.figures([]))}
+    # 16 bits over 4.25; 256 operations of a weight at 0.62 * 989 TFLOPS take 0.70 times as long as 2 bytes
+    assert bound["the same over cuBLAS in bf16"] == "3.76 / 3.76 / 2.86 / 1.43"
+    # 128 operations of a weight at 0.62 * 989 TFLOPS over 4.125 bits; twice the rate
+    assert bound["`w4a8` over `w4a16`"] == "1.36 / 2.00"
+    assert bound["8b `bf16 <- mxfp4`"] == "2.01 at α = 0.9, 3.76 at 1"
+    # c = 1 / 1.36 and v = 2, where all drafts stand
+    assert bound["8b `w4a16 <- w4a8`"] == "0.73 / 0.80"
+
+
+def test_a_trained_model_is_shown(docs: Any) -> None:
+    accepted = {"per_token_acceptance": 0.81, "mean_acceptance_length": 3.2}
+    pair = {"target": "bf16", "draft": "mxfp4"}
+    made = {
+        "command": "bench train",
+        "gpu": "GPU",
+        "machine": {"cpu": "CPU", "torch": "2", "date": "2026-01-02T03:04:05", "commit": None},
+        "card": {"steps": 4000},
+        "parameters": 126_000_000,
+        "precisions": [{"precision": "bf16", "bits_per_byte": 1.23456}],
+        "agreement": [{**pair, "top1": 0.9, "sampled": 0.88}],
+        "acceptance": [{**pair, **accepted}],
+    }
+    text = docs.substitutions([], [made])["gpu_training"]
+    heading, trained, *_ = text.split("\n\n")
+    assert heading == "**GPU, torch 2, 2026-01-02**"
+    assert trained == "126.0 million parameters, trained for 4000 steps."
+    bits, drafts = tables(text).values()
+    assert bits == [["", "bits per byte"], ["`bf16`", "1.2346"]]
+    assert drafts[1:] == [["`bf16 <- mxfp4`", "0.900", "0.880", "0.810", "3.200"]]
+    assert "**CPU, " in docs.substitutions([], [made | {"gpu": None}])["gpu_training"]
 
 
 def test_kernels_become_medians_over_layers(docs: Any) -> None:
@@ -186,19 +207,20 @@ def test_kernels_become_medians_over_layers(docs: Any) -> None:
 def test_decoding_becomes_tables_over_batches(docs: Any) -> None:
     causes = {"c": [0.27], "v": [1.05], "alpha": [0.9]}
     over = {"bf16": {"median": 1.876}}
+    both = over | {"w4a16": {"median": 0.97}}
     runs = (
         run("bf16 alone", 1, 50.0),
         run("bf16 <- mxfp4", 1, 94.0, speedup_over=over, **causes),
-        run("bf16 <- mxfp4", 64, 940.0, speedup_over=over, of_record=False, not_of_record_because="too few"),
+        run("bf16 <- mxfp4", 64, 940.0, speedup_over=both, of_record=False, not_of_record_because="too few"),
         run("bf16 alone", 1, 20.0, graphs=False),
-        run("transformers", 1, 30.0, graphs=None, peer=True),
+        run("transformers", 1, 30.0, graphs=None, peer=True, speedup_over={"bf16": {"median": 0.6}}),
     )
     made = document(runs=runs)
     made["decoding"]["dropped"] = [{"what": what, "reason": "the budget was spent"} for what in ("x", "y")]
     made["decoding"]["skipped_peers"] = [{"peer": "transformers", "reason": "ImportError"}]
     made["decoding"]["unequal"] = [{"name": "bf16 <- mxfp4", "what": "a task"}]
     text = docs.substitutions([made])["gpu_decoding"]
-    rates, speedups, graphs, why = tables(text).values()
+    rates, speedups, over_both, graphs, why = tables(text).values()
     assert text.startswith("**GPU, driver 1, torch 2, triton 3, 2026-01-02, commit abc**\n")
     assert rates == [
         ["", "batch 1", "batch 64"],
@@ -208,61 +230,16 @@ def test_decoding_becomes_tables_over_batches(docs: Any) -> None:
         ["transformers, compiled", "30", ""],
     ]
     assert speedups[1:] == [["`bf16 <- mxfp4`", "1.88", r"1.88\*"]]
+    assert over_both[1:] == [
+        ["`bf16 <- mxfp4`", "1.88 / ?", "1.88 / 0.97"],
+        ["transformers, compiled", "0.60 / ?", ""],
+    ]
     assert graphs == [["", "batch 1"], ["`bf16 alone`", "2.50"]]
     assert why == [["", "batch 1"], ["`bf16 <- mxfp4`", "0.27; 1.05; 0.90"]]
     assert text.endswith(
         r"\* no figure of record: too few. Another text: bf16 <- mxfp4 in a task. "
         "Left out because the budget was spent: x; y. Without transformers: ImportError."
     )
-
-
-def test_drawings_have_every_line_and_the_page_shows_them(docs: Any, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    rows = [
-        row("linear_w4a16", shape, m, 1.0, fraction_of_copy=share, speedup_over={"cublas_bf16": over})
-        for shape, m, share, over in (("a", 1, 0.5, 2.0), ("b", 1, 0.7, 3.0), ("a", 8, 0.4, 1.0))
-    ]
-    rows.append(row("linear_w4a8", "a", 1, 1.0, backend="cuda"))
-    rows.append(row("attention", "a", 1, 1.0))
-    runs = (
-        run("bf16 alone", 1, 50.0),
-        run("bf16 alone", 4, 150.0),
-        run("bf16 alone", 1, 20.0, graphs=False),
-        run("bf16 <- mxfp4", 1, 90.0, scale="1b"),
-        run("transformers", 1, 30.0, graphs=None, peer=True),
-    )
-    found = document(*rows, runs=runs)
-
-    def drawn(figure: Any) -> list[dict[str, tuple[list[float], list[float]]]]:
-        panels = ({line.get_label(): line.get_data() for line in axes.lines} for axes in figure.axes)
-        return [
-            {name: (list(x), list(y)) for name, (x, y) in lines.items() if not name.startswith("_")}
-            for lines in panels
-        ]
-
-    share, speed = drawn(docs.kernels(found))
-    assert share == {"linear_w4a16 (triton)": ([1, 8], [0.6, 0.4]), "linear_w4a8 (cuda)": ([1], [0.7])}
-    assert speed == {"linear_w4a16 (triton)": ([1, 8], [2.5, 1.0])}
-    eight, one = drawn(docs.decoding(found))
-    assert eight == {"bf16 alone": ([1, 4], [50.0, 150.0]), "transformers": ([1], [30.0])}
-    assert one == {"bf16 <- mxfp4": ([1], [90.0])}
-
-    results = tmp_path / "results"
-    results.mkdir()
-    (results / "gpu_bench_some.json").write_text(json.dumps(found))
-    docs.draw(results, tmp_path)
-    written = {path.name for path in tmp_path.glob("*.svg")}
-    assert written == {"gpu_kernels.svg", "gpu_decoding.svg"}
-    shown = re.findall(r"measured/(\w+\.svg)", "".join(docs.substitutions([found]).values()))
-    assert set(shown) == written
-    # what was not measured is not drawn
-    assert docs.drawings(document(row("attention", "a", 1, 1.0), runs=runs[2:3])) == {}
-
-
-@pytest.mark.parametrize(("drawing", "what"), [("kernels", "no linear"), ("decoding", "nothing")])
-def test_nothing_to_draw_is_said(docs: Any, drawing: str, what: str) -> None:
-    with pytest.raises(UsageError, match=what):
-        getattr(docs, drawing)(document())
 
 
 @pytest.mark.usefixtures("small")
@@ -272,12 +249,14 @@ def test_what_the_command_writes_can_be_shown(docs: Any) -> None:
     made["decoding"] = Bench(Fake()).run(("8b",), (1, 64))
     texts = docs.substitutions([json.loads(json.dumps(made)), made | {"finished": False}])
     heading, *rows = lines(texts["gpu_figures"])
-    assert heading == ["", "aim", "standin", "standin"]
-    filled = [cells[0] for cells in rows if cells[2] != "not measured"]
+    assert heading == ["", "aim", "bound", "standin", "standin"]
+    filled = [cells[0] for cells in rows if cells[3] != "not measured"]
     # what the stand-in times is small, and nothing of 4096 keys
-    assert [what.split(",")[0] for what in filled] == [
+    assert [what.split(",")[0].split(":")[0] for what in filled] == [
+        "checks that fail",
         "`hadamard_quantize_act`",
         "8b `w4a16`",
+        "8b plain `bf16`",
         "8b `bf16 <- mxfp4`",
         "8b `w4a16 <- w4a8`",
     ]

@@ -8,8 +8,9 @@ import torch
 
 import qspec_decode
 from qspec_decode.bench.contenders import Contender
-from qspec_decode.bench.gpu import run, subject, timing
+from qspec_decode.bench.gpu import decoding, run, subject, timing, transformers_peer
 from qspec_decode.bench.gpu.decode_plan import Task
+from qspec_decode.bench.gpu.decoding import Decoding
 from qspec_decode.bench.gpu.subject import Demo, demo_at
 from qspec_decode.bench.gpu.timing import Bandwidth
 from qspec_decode.bench.gpu.transformers_peer import Compiled
@@ -79,6 +80,22 @@ def test_transformers_decodes_the_widened_weights(demo: Demo) -> None:
         head = one.sets["bf16"].head
         assert isinstance(head, torch.Tensor)
         assert peer._model.lm_head.weight.data_ptr() == head.data_ptr()
+
+
+def test_transformers_that_compiles_nothing_is_no_peer(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_peer, "_compiles", lambda device: True)
+    monkeypatch.setattr(decoding, "tasks", lambda *_: [Task("peer", "none", 1)])
+    monkeypatch.setattr(decoding, "MAX_GREEDY_TOKENS", 2)
+    made = Decoding(Standin(), lambda scale: demo, lambda _: None, lambda: 0.0)
+    made.run(["none"], [1], 1.0)
+    assert made.document["runs"] == made.document["failures"] == []
+    (skipped,) = made.document["skipped_peers"]
+    assert skipped["reason"].startswith("transformers, compiled, at none, batch 1: RuntimeError: generate of")
+    assert "compiled nothing" in skipped["reason"]
+    # as soon as it has compiled something it is one
+    peer = Compiled(demo.model)
+    peer._model._compiled_call = peer._model.__call__
+    assert peer.decode(demo.prompts[:1], 2).num_tokens == 2
 
 
 @pytest.mark.usefixtures("small")

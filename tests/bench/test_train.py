@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from qspec_decode import demo, load
+from qspec_decode.bench.gpu import acceptance
 from qspec_decode.bench.gpu import train as bench
 from qspec_decode.demo import corpus, train
 from qspec_kernels import UsageError
@@ -35,6 +36,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(train.SHAPES, "tiny", TINY)
     monkeypatch.setitem(bench._BATCH, "cpu", 2)
     monkeypatch.setattr(bench, "PASSES", 1)
+    monkeypatch.setattr(acceptance, "MIN_PROMPTS", 2)
+    monkeypatch.setattr(acceptance, "MAX_GREEDY_TOKENS", 6)
 
 
 @pytest.fixture
@@ -122,6 +125,13 @@ def test_the_command(tmp_path: Path) -> None:
         ("w4a16", "w4a4"),
     }
     assert pairs["w4a16", "w4a8"]["top1"] > pairs["bf16", "demo-small"]["top1"]
+    decoded = {(one["target"], one["draft"]): one for one in document["acceptance"]}
+    assert set(decoded) == set(pairs)
+    for one in decoded.values():
+        assert one["lossless_equal"]
+        assert one["num_prompts"] == 2
+        assert 1 <= one["mean_acceptance_length"] <= 5
+    assert decoded["w4a16", "w4a8"]["per_token_acceptance"] > decoded["bf16", "demo-small"]["acceptance_rate"]
     assert load(out, "w4a16").vocabulary == load("demo", "bf16").vocabulary
     assert [one.name for one in out.parent.iterdir()] == ["model"]
 

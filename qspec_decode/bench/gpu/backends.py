@@ -1,13 +1,15 @@
 """Files of backends that serve an op on a device, each for itself: dispatch takes the first."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qspec_decode.bench.gpu.case import PREFILL
 from qspec_decode.bench.gpu.device import Device
 from qspec_kernels import PackedWeight, formats
 
@@ -33,6 +35,19 @@ def serving(device: Device, op: str) -> list[str]:
 def function(backend: str, op: str) -> Callable[..., Any]:
     """What a backend calls for an op; arguments are those of the torch backend's file of the same name."""
     return getattr(_module(backend, op), op)
+
+
+@contextmanager
+def forced(backend: str, op: str) -> Iterator[None]:
+    """Within it PyTorch's op takes this backend's file, whichever it would ask first."""
+    dispatch: Any = importlib.import_module("qspec_kernels.dispatch")
+    find, chosen = dispatch.find, function(backend, op)
+    name = op.removesuffix(PREFILL)
+    dispatch.find = lambda wanted, *args, **named: chosen if wanted == name else find(wanted, *args, **named)
+    try:
+        yield
+    finally:
+        dispatch.find = find
 
 
 def order(backend: str, op: str) -> str:

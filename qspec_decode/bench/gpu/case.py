@@ -1,6 +1,6 @@
 """One thing that kernels are checked on: an op with arguments of one kind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,11 @@ class Case:
 
 Maker = Callable[[str, torch.dtype, torch.Generator], Iterator[Case]]
 """(op, dtype, generator) -> the op's cases for inputs of that type."""
+
+
+def first_and_last(cases: Sequence[Case]) -> list[Case]:
+    """Those two of an op's cases, or the one that there is."""
+    return [*cases[:1], *cases[1:][-1:]]
 
 
 def named(k: int, n: int, dtype: torch.dtype) -> str:

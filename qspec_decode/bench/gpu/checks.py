@@ -1,11 +1,11 @@
 """Everything that is checked before anything is timed."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from qspec_decode.bench.gpu import cases, correctness, registered
-from qspec_decode.bench.gpu.backends import refusal, serving
+from qspec_decode.bench.gpu.backends import refusal
+from qspec_decode.bench.gpu.case import first_and_last
 from qspec_decode.bench.gpu.correctness import Verdict
 from qspec_decode.bench.gpu.device import Device
 from qspec_kernels import UsageError
@@ -14,39 +14,66 @@ from qspec_kernels import UsageError
 _MOST_FAILURES = 20
 
 
-def run(names: Sequence[str], device: Device, say: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    names: Sequence[str],
+    device: Device,
+    say: Callable[[str], None],
+    more: Callable[[], bool] = lambda: True,
+) -> dict[str, Any]:
     """What became of these ops, as plain values for JSON; any `failures`, and nothing should be timed.
+
+    Parameters
+    ----------
+    more
+        Whether there is time for more than the first and the last case of every op; what is left out is in
+        `unchecked`.
 
     Raises
     ------
     UsageError
         If no kernel of any of them runs on the device.
     """
-    verdicts = _verdicts(names, device, say)
-    kernels = [verdict for verdict in verdicts if verdict.backend != registered.BACKEND]
+    verdicts, unchecked = _verdicts(names, device, say, more)
+    kernels = [verdict for verdict in verdicts if not {*verdict.kinds} & {*registered.KINDS}]
     return {
         "checked": len(verdicts),
+        "kinds": {
+            kind: {
+                "checked": sum(kind in one.kinds for one in verdicts),
+                "failed": sum(one.fails(kind) for one in verdicts),
+            }
+            for kind in (*correctness.KINDS, *registered.KINDS)
+        },
         "failures": [verdict.to_dict() for verdict in verdicts if verdict.failed],
-        "served": sorted({f"{verdict.op} ({verdict.backend})" for verdict in kernels}),
-        "opchecked": sorted({one.op for one in verdicts if one.backend == registered.BACKEND}),
+        "unchecked": unchecked,
+        "served": _served(kernels),
+        "opchecked": _served(one for one in verdicts if registered.OPCHECK in one.kinds),
         "unserved": _unserved(names, device),
         "closest": _closest(kernels),
     }
 
 
-def _verdicts(names: Sequence[str], device: Device, say: Callable[[str], None]) -> list[Verdict]:
+def _served(verdicts: Iterable[Verdict]) -> list[str]:
+    return sorted({f"{verdict.op} ({verdict.backend})" for verdict in verdicts})
+
+
+def _verdicts(
+    names: Sequence[str], device: Device, say: Callable[[str], None], more: Callable[[], bool]
+) -> tuple[list[Verdict], list[str]]:
+    """(what was found, what was left out)."""
     verdicts: list[Verdict] = []
+    unchecked: list[str] = []
     failures = 0
-    for op in names:
-        say(f"checking {op} ...")
-        made = cases.cases(op)
-        found = (verdict for case in made for verdict in correctness.check(device, case))
-        checked = registered.check(device, made) if serving(device, op) else ()
-        for verdict in itertools.chain(found, checked):
+    for what, check in _steps(names, device, more):
+        if check is None:
+            unchecked.append(what)
+            continue
+        say(f"checking {what} ...")
+        for verdict in check:
             verdicts.append(verdict)
             failures += bool(verdict.failed)
             if failures == _MOST_FAILURES:
-                return verdicts
+                return verdicts, unchecked
     if not verdicts:
         reasons = "; ".join(
             f"{one['op']} ({one['backend']}) {one['reason']}" for one in _unserved(names, device)
@@ -55,7 +82,26 @@ def _verdicts(names: Sequence[str], device: Device, say: Callable[[str], None]) 
             f"no GPU kernel of {', '.join(names)} runs here: {reasons}",
             "pip install 'qspec[cuda]' brings the libraries.",
         )
-    return verdicts
+    return verdicts, unchecked
+
+
+def _steps(
+    names: Sequence[str], device: Device, more: Callable[[], bool]
+) -> Iterator[tuple[str, Iterator[Verdict] | None]]:
+    """What is checked, and how: nothing is timed of which not at least this was seen; then all else.
+
+    None where there is no time left.
+    """
+    made = {op: cases.cases(op) for op in names}
+    for op, some in made.items():
+        for case in first_and_last(some):
+            yield op, correctness.check(device, case)
+    for op, some in made.items():
+        for case in some[1:-1]:
+            left = correctness.check(device, case) if more() else None
+            yield f"{op} {case.shape}", left
+    for op, some in made.items():
+        yield f"{op} by PyTorch", registered.check(device, some) if more() else None
 
 
 def _unserved(names: Sequence[str], device: Device) -> list[dict[str, str]]:

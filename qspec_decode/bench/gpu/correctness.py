@@ -19,6 +19,9 @@ from qspec_kernels import PackedWeight
 # rows that are held against float64 and replayed from graphs; rows that are held against those of all 64
 COUNTS = (1, 2, 5, 17, ROWS)
 EVERY = range(1, ROWS + 1)
+# what a kernel is checked for: how far it is from float64, that a row does not depend on how many there are,
+# and that a replay gives what the call gave
+KINDS = ("error", "row", "graph")
 # rows that between them have everything compiled that those need
 TILES = (1, 2, 16, 17, ROWS)
 
@@ -30,12 +33,13 @@ class Verdict:
     Parameters
     ----------
     failed
-        What is wrong; empty where nothing is: "error", "row" (one that depends on how many there are),
-        "graph" (a replay that differs), or what was raised.
+        What is wrong; empty where nothing is: some of `kinds`, or what was raised.
     error, bound
         The worst error, in the result's own units, and the most that is right; both 0 where results have to
         be equal bit for bit and are. None where the kernel raised, where a result is no number, and where
         rows alone were compared.
+    kinds
+        What was looked at: of `KINDS`, or of `registered.KINDS`.
     """
 
     op: str
@@ -45,6 +49,12 @@ class Verdict:
     failed: str
     error: float | None
     bound: float | None
+    kinds: tuple[str, ...]
+
+    def fails(self, kind: str) -> bool:
+        """Whether something of a kind is wrong: where something was raised, all that was looked at."""
+        named = [one for one in self.kinds if one in self.failed.split(", ")]
+        return bool(self.failed) and kind in (named or self.kinds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -94,12 +104,14 @@ def _verdict(run: "_Run", rows: int, expected: list[Expected] | None) -> Verdict
             run.whole = found
         elif not run.has_rows(found, rows):
             failed.append("row")
-        if expected is not None and not _same(found, run.replayed(rows)):
+        if expected is not None and not same(found, run.replayed(rows)):
             failed.append("graph")
     except Exception as raised:  # whatever a kernel raises belongs into the table
         failed, error, bound = [f"{type(raised).__name__}: {raised}".splitlines()[0]], None, None
     case = run.case
-    return Verdict(case.op, run.backend, case.shape, rows, ", ".join(failed), _number(error), _number(bound))
+    kinds = tuple(kind for kind in KINDS if (rows != ROWS if kind == "row" else expected is not None))
+    told = ", ".join(failed), _number(error), _number(bound)
+    return Verdict(case.op, run.backend, case.shape, rows, *told, kinds)
 
 
 class _Run:
@@ -121,7 +133,7 @@ class _Run:
         """Of a replay, over arguments as they were."""
         args = self._arguments(rows)
         captured = self._device.capture(lambda: self._function(*args))
-        for out in _tensors(captured.out):
+        for out in tensors(captured.out):
             # what a replay leaves out shows
             out.fill_(-1 if not out.is_floating_point() else torch.nan)
         for own, given in zip(args, self._arguments(rows), strict=True):
@@ -133,7 +145,7 @@ class _Run:
 
     def has_rows(self, found: Sequence[Tensor], rows: int) -> bool:
         """Whether results are those of all rows: the first of them, or all again and again."""
-        return self.whole is None or _same(found, [_rows(one, rows) for one in self.whole])
+        return self.whole is None or same(found, [_rows(one, rows) for one in self.whole])
 
     @cached_property
     def _given(self) -> list[Any]:
@@ -153,7 +165,7 @@ class _Run:
 
     def _results(self, args: Sequence[Any], out: Any) -> list[Tensor]:
         # results of what is written come before what is returned; no packed weight stands before them
-        return [*(args[place] for place in self.case.changed), *_tensors(out)]
+        return [*(args[place] for place in self.case.changed), *tensors(out)]
 
 
 def _rows(one: Tensor, rows: int) -> Tensor:
@@ -196,7 +208,7 @@ def _bound(low: Tensor, exact: Tensor, roundings: int) -> float:
 
 def _outputs(case: Case, call: Callable[..., Any], args: list[Any]) -> list[Tensor]:
     out = call(*args)
-    return [*(args[place] for place in case.changed), *_tensors(out)]
+    return [*(args[place] for place in case.changed), *tensors(out)]
 
 
 def _worst(
@@ -216,7 +228,7 @@ def _worst(
 
 
 def _error(out: Tensor, right: Expected, exact: Tensor, rows: int) -> float:
-    if right.bound == 0 and _same([out], [exact]):
+    if right.bound == 0 and same([out], [exact]):
         return 0.0
     if out.shape != exact.shape or (right.bound == 0 and out.dtype != exact.dtype):
         return math.inf
@@ -228,7 +240,7 @@ def _error(out: Tensor, right: Expected, exact: Tensor, rows: int) -> float:
     return math.inf if right.bound == error == 0 else error
 
 
-def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     """Equal bit for bit."""
     return all(
         a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
@@ -236,7 +248,8 @@ def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     )
 
 
-def _tensors(out: Any) -> list[Tensor]:
+def tensors(out: Any) -> list[Tensor]:
+    """Results of a kernel, as a list."""
     return [] if out is None else list(out) if isinstance(out, tuple) else [out]
 
 

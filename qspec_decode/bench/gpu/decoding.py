@@ -1,6 +1,5 @@
 """The second half of `qspec bench gpu`: decoding, by every ladder, in turns with plain decoding."""
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from qspec_decode.bench.entrants import rows_of_turn
 from qspec_decode.bench.gpu import timing
 from qspec_decode.bench.gpu.decode_document import Figures, Texts
 from qspec_decode.bench.gpu.decode_plan import Task, tasks
-from qspec_decode.bench.gpu.device import Device
+from qspec_decode.bench.gpu.device import Device, free
 from qspec_decode.bench.gpu.subject import Decode, Subject
 from qspec_decode.bench.gpu.timing import Bandwidth
 from qspec_decode.bench.passes import Pass
@@ -122,7 +121,7 @@ class Decoding:
         if found is None:
             # not in the handler, where the error still holds what was allocated
             self._open.clear()
-            self._free()
+            free(self.device)
             found = self.open_subject(scale)
         self._open[scale] = found
         self._seconds[scale] = found.seconds
@@ -185,9 +184,4 @@ class Decoding:
     def _clear(self, scale: str) -> None:
         if scale in self._open:
             self._open[scale].clear()
-        self._free()
-
-    def _free(self) -> None:
-        if self.device.device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
+        free(self.device)

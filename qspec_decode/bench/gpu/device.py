@@ -1,5 +1,6 @@
 """The GPU that is measured: what it is, how calls are captured in graphs, and how replays are timed."""
 
+import gc
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +60,13 @@ class Device(Protocol):
     def seconds(self, replay: Callable[[], object]) -> float:
         """Time of one replay on the device, launching left out, with another just before it."""
         ...
+
+
+def free(device: Device) -> None:
+    """Give back memory that nothing uses any more."""
+    if device.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 class Gpu:

@@ -129,10 +129,10 @@ class LinearCase:
     ) -> Contender:
         (rows, k), n = x.shape, self.shape.n
         one = weights[0]
-        size = one.num_bytes if isinstance(one, PackedWeight) else peers.num_bytes(one)
+        weight = one.num_bytes if isinstance(one, PackedWeight) else peers.num_bytes(one)
         integer = names[0].startswith("linear_") and _precision(names[0]).act in ("a8", "a4")
         # codes in and float32 out, or 16 bits each
-        size += rows * (k + 4 * n) if integer else 2 * rows * (k + n)
+        size = weight + (rows * (k + 4 * n) if integer else 2 * rows * (k + n))
 
         def check() -> None:
             out = call(len(weights) - 1)[:_CHECKED_ROWS, self._picked]
@@ -143,8 +143,9 @@ class LinearCase:
 
         own = names[0].startswith("linear_")
         return Contender(
-            *names, self.shape.name, rows, call, len(weights), size, 2 * rows * n * k, check, peer=not own
-        )
+            *names, self.shape.name, rows, call, len(weights), size, 2 * rows * n * k, check,
+            peer=not own, weight_bytes=weight,
+        )  # fmt: skip
 
     def _add(self, kind: str, codes: Tensor, scales: Tensor, group: int) -> None:
         module = formats.get(kind)

@@ -15,7 +15,9 @@ DECODED = ("8b", "1b")
 """Scales of the demo model that decode unless others are named."""
 BATCHES = (1, 4, 16, 32, 64, 128)
 _KEYS, _BATCH = 4096, 32
-# of the budget, while there is something to decode; what is left of it at the end is the kernels' again
+# of the budget, compiling included
+_SHARE_OF_CHECKS = 0.4
+# of what is left then, while there is something to decode; what is left at the end is the kernels' again
 _SHARE_OF_KERNELS = 0.45
 
 
@@ -32,7 +34,8 @@ class Request:
     rows
         M, the rows of the input; timed only.
     budget
-        Seconds for everything. What has begun when they are over is finished.
+        Seconds for everything: 40 % for checks; of the rest 45 % for kernels, before anything decodes. What
+        has begun when they are over is finished.
     keys, batch
         Of the cache that attention is timed on.
     scales
@@ -79,6 +82,10 @@ class Request:
         )
 
     @property
-    def kernel_seconds(self) -> float:
-        """After so many decoding begins."""
-        return self.budget * (_SHARE_OF_KERNELS if self.scales else 1.0)
+    def check_seconds(self) -> float:
+        """After so many no check begins that can be left out."""
+        return self.budget * _SHARE_OF_CHECKS
+
+    def kernels_until(self, passed: float) -> float:
+        """After so many seconds decoding begins, when so many have passed before kernels are timed."""
+        return passed + (self.budget - passed) * (_SHARE_OF_KERNELS if self.scales else 1.0)

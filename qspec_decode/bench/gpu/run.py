@@ -1,47 +1,24 @@
 """`qspec bench gpu`: everything checked first, then timed, within a budget of seconds."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
 import torch
 
-from qspec_decode.bench import shapes
 from qspec_decode.bench.facts import facts
-from qspec_decode.bench.gpu import checks, linear_case, op_case, timing
+from qspec_decode.bench.gpu import checks, timing
 from qspec_decode.bench.gpu.decoding import Decoding
-from qspec_decode.bench.gpu.device import Device
-from qspec_decode.bench.gpu.linear_case import LinearCase, memory_needed
+from qspec_decode.bench.gpu.device import Device, free
+from qspec_decode.bench.gpu.kernel_plan import Task, tasks
 from qspec_decode.bench.gpu.request import Request
 from qspec_decode.bench.gpu.subject import Subject, demo_at
-from qspec_decode.bench.gpu.timing import Bandwidth, Contender
-from qspec_decode.bench.shapes import LinearShape
+from qspec_decode.bench.gpu.timing import Bandwidth
+from qspec_kernels import KernelUnavailable, QSpecError, UsageError
 
-# more rows than that come last
-_FEW_ROWS = 128
 _PACKAGES = ("qspec", "triton", "cupy", "gemlite", "transformers")
-
-
-@dataclass(frozen=True)
-class Task:
-    """Contenders that are timed against each other, not yet made.
-
-    Parameters
-    ----------
-    what
-        For people, and for the list of what the budget dropped.
-    make
-        Makes them; (contenders, skipped peers).
-    num_bytes
-        Of memory, at most.
-    """
-
-    what: str
-    make: Callable[[], tuple[list[Contender], list[dict[str, str]]]]
-    num_bytes: int
 
 
 def run(
@@ -74,27 +51,32 @@ def run(
         "budget_seconds": request.budget,
     }
 
+    def passed() -> float:
+        return clock() - began
+
     def added() -> None:
-        document["seconds"] = clock() - began
+        document["seconds"] = passed()
         keep(document)
 
     prepare(request.names, say)
-    found = checks.run(request.names, device, say)
+    found = checks.run(request.names, device, say, lambda: passed() < request.check_seconds)
     document |= {
-        "correctness": found | {"seconds": clock() - began},
+        "correctness": found | {"seconds": passed()},
         "rounds": timing.ROUNDS,
         "rows": [],
-        "dropped": [],
+        "failures": [],
+        "dropped": [
+            {"what": f"checks of {what}", "reason": "the checks' share of the budget was spent"}
+            for what in found["unchecked"]
+        ],
         "skipped_peers": [],
     }
     added()
     if not found["failures"]:
-        kernels = _Kernels(request, device, say, lambda: clock() - began, document)
-        kernels.time(request.kernel_seconds, added)
+        kernels = _Kernels(request, device, say, passed, document)
+        kernels.time(request.kernels_until(passed()), added)
         if request.scales:
-            decoding = Decoding(
-                device, open_subject or partial(demo_at, device=device.device), say, kernels.passed
-            )
+            decoding = Decoding(device, open_subject or partial(demo_at, device=device.device), say, passed)
             document["decoding"] = decoding.document
             decoding.run(request.scales, request.batches, request.budget, added)
         kernels.time(request.budget, added)
@@ -136,14 +118,14 @@ class _Kernels:
         passed: Callable[[], float],
         document: dict[str, Any],
     ):
-        self._device, self._say, self.passed, self._document = device, say, passed, document
+        self._device, self._say, self._passed, self._document = device, say, passed, document
         self._waiting = tasks(request, device)
         self._bandwidth: Bandwidth | None = None
         self._skipped: dict[tuple[str, str], dict[str, str]] = {}
 
     def time(self, until: float, added: Callable[[], None]) -> None:
         """What can be begun before so many seconds have passed; `added` is called after each task."""
-        while self.passed() < until:
+        while self._passed() < until:
             task = next(self._waiting, None)
             if task is None:
                 return
@@ -151,12 +133,35 @@ class _Kernels:
                 self._drop(task, f"it takes up to {task.num_bytes / 1e9:.1f} GB of memory")
                 continue
             self._say(f"timing {task.what} ...")
-            self._bandwidth = self._bandwidth or Bandwidth(self._device)
-            rows, missing = _timed(self._device, task, self._bandwidth)
-            self._document["rows"] += rows
-            self._skipped |= {(one["peer"], one["reason"]): one for one in missing}
-            self._document["skipped_peers"] = list(self._skipped.values())
+            if not self._attempt(task):
+                # not where it is caught: the error holds what was allocated
+                free(self._device)
             added()
+
+    def _attempt(self, task: Task) -> bool:
+        """Whether a task could be timed; where not the document says why. Wrong results alone are raised."""
+        try:
+            self._time(task)
+            return True
+        except torch.OutOfMemoryError:
+            self._drop(task, "there is not enough memory on the device")
+        except (UsageError, KernelUnavailable) as error:
+            self._drop(task, error.message)
+        except QSpecError:
+            raise
+        # must not cost what is measured of others
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._document["failures"].append({"what": task.what, "error": reason})
+        return False
+
+    def _time(self, task: Task) -> None:
+        self._bandwidth = self._bandwidth or Bandwidth(self._device)
+        rows, missing, refused = _timed(self._device, task, self._bandwidth)
+        self._document["rows"] += rows
+        self._skipped |= {(one["peer"], one["reason"]): one for one in missing}
+        self._document["skipped_peers"] = list(self._skipped.values())
+        self._document["dropped"] += [one for one in refused if one not in self._document["dropped"]]
 
     def drop(self) -> None:
         """Say what is left."""
@@ -169,10 +174,10 @@ class _Kernels:
 
 def _timed(
     device: Device, task: Task, bandwidth: Bandwidth
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """(rows of the document, skipped peers); what was made for it is freed."""
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, str]]]:
+    """(rows of the document, skipped peers, kernels that refuse the shape); what was made for it is freed."""
     contenders, skipped = task.make()
-    ready, missing = [], list(skipped)
+    ready, missing, refused = [], list(skipped), []
     for contender in contenders:
         try:
             contender.check()
@@ -180,51 +185,12 @@ def _timed(
                 device.capture(partial(contender.call, 0))
             ready.append(contender)
         except Exception as error:
-            if not contender.peer:
+            if contender.peer:
+                reason = f"{contender.shape}: {error}".splitlines()[0]
+                missing.append({"peer": contender.op, "reason": reason})
+            elif isinstance(error, UsageError):
+                # what a shape needs, such as shared memory, the launcher alone knows
+                refused.append({"what": f"{contender.name} of {contender.shape}", "reason": error.message})
+            else:
                 raise
-            reason = f"{contender.shape}: {error}".splitlines()[0]
-            missing.append({"peer": contender.op, "reason": reason})
-    return timing.rows(device, ready, bandwidth) if ready else [], missing
-
-
-def tasks(request: Request, device: Device) -> Iterator[Task]:
-    """What is timed: few rows of every shape, the smallest first; other ops; then many rows."""
-    chosen = shapes.choose(request.shapes)
-    ops = [op for op in linear_case.OPS if op in request.names]
-    ordered = sorted(chosen.linears, key=lambda shape: shape.n * shape.k) if ops else []
-    few, many = ([m for m in sorted(request.rows) if (m > _FEW_ROWS) == more] for more in (False, True))
-    for shape in ordered:
-        yield from _linears(device, shape, ops, few)
-    for model in sorted(chosen.models, key=lambda model: model.hidden):
-        if "attention" in request.names:
-            size = 4 * request.batch * model.kv_heads * request.keys * model.head_dim
-            yield Task(
-                f"attention of {model.name}",
-                lambda model=model: (op_case.attentions(device, model, request.keys, request.batch), []),
-                4 * size,
-            )
-        if "hadamard_quantize_act" in request.names:
-            for m in sorted(request.rows):
-                for width in dict.fromkeys((model.hidden, model.intermediate)):
-                    yield Task(
-                        f"hadamard_quantize_act of {model.name} {width}, M = {m}",
-                        lambda model=model, width=width, m=m: (op_case.rotation(device, model, width, m), []),
-                        16 * m * width + 64 * device.l2_bytes,
-                    )
-    for shape in ordered:
-        yield from _linears(device, shape, ops, many)
-
-
-def _linears(device: Device, shape: LinearShape, ops: Sequence[str], rows: Sequence[int]) -> Iterator[Task]:
-    """One task for each number of rows; they share the weights, which the first that is run makes."""
-    made: list[LinearCase] = []
-
-    def make(m: int) -> tuple[list[Contender], list[dict[str, str]]]:
-        if not made:
-            made.append(LinearCase(device, shape, ops))
-        return list(made[0].contenders(m)), made[0].skipped
-
-    for m in rows:
-        activations = 64 * m * (shape.n + shape.k)
-        needed = activations + (0 if made else memory_needed(device, shape))
-        yield Task(f"linears of {shape.name}, M = {m}", lambda m=m: make(m), needed)
+    return timing.rows(device, ready, bandwidth) if ready else [], missing, refused

@@ -30,6 +30,8 @@ class Contender:
         Of one call, operands counted once; a multiplication and an addition are two operations.
     check
         Raises a QSpecError where it computes something wrong.
+    weight_bytes
+        Of those bytes, the weight's, scales included; 0 where there is none.
     """
 
     op: str
@@ -42,6 +44,7 @@ class Contender:
     operations: int
     check: Callable[[], None]
     peer: bool = False
+    weight_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -129,6 +132,7 @@ def _row(
         "read_gb_per_second": rates["read"] / 1e9,
         "speedup_over": {} if contender.peer else {op: own / time.median for op, own in peers.items()},
         "bytes": contender.num_bytes,
+        "weight_bytes": contender.weight_bytes,
         "operations": contender.operations,
         "copies": contender.copies,
     }

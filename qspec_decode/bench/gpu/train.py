@@ -18,9 +18,11 @@ from qspec_decode import demo, tensors
 from qspec_decode.bench import agreement
 from qspec_decode.bench.agreement import Voice
 from qspec_decode.bench.facts import facts
+from qspec_decode.bench.gpu.acceptance import Pair, acceptance
 from qspec_decode.demo import train
 from qspec_decode.demo.corpus import EOS, SEQUENCE_LENGTH, Corpus, corpus, source_files, windows
 from qspec_decode.demo.train import SHAPES, Length, Step
+from qspec_decode.ladder import DraftModel
 from qspec_decode.load import load
 from qspec_decode.load_options import parse_device
 from qspec_decode.progress import track
@@ -118,18 +120,27 @@ def run(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def measure(directory: Path, text: Corpus, device: torch.device, count: int) -> dict[str, Any]:
-    """Bits per byte of every precision, and the agreement of drafts, on `count` held-out windows."""
+    """Bits per byte of every precision, and how often drafts stand, on `count` held-out windows.
+
+    `agreement` compares them with their target over the text itself, `acceptance` while some of it is gone on
+    with.
+    """
     model = load(directory, PRECISIONS, device=device)
     pieces = windows(text.held_out, count)
     own = {name: Voice(model, name, name, draft=True) for name in ("mxfp4", "w4a8", "w4a4")}
-    siblings = [
+    small = [
         Voice(load(name, "bf16", device=device), "bf16", name)
         for name in ("demo", "demo-small")
         if configs.from_dir(configs.resolve(name)).vocabulary == model.vocabulary
     ]
     agreements = [
-        *agreement.agreement(Voice(model, "bf16", "bf16"), [own["mxfp4"], *siblings], pieces),
+        *agreement.agreement(Voice(model, "bf16", "bf16"), [own["mxfp4"], *small], pieces),
         *agreement.agreement(Voice(model, "w4a16", "w4a16"), [own["w4a8"], own["w4a4"]], pieces),
+    ]
+    pairs = [
+        Pair("bf16", "mxfp4", "mxfp4"),
+        *(Pair("bf16", one.name, DraftModel(one.model, "bf16", one.name)) for one in small),
+        *(Pair("w4a16", name, name) for name in ("w4a8", "w4a4")),
     ]
     bits = [
         {"precision": name, "bits_per_byte": bits_per_byte(model, name, text.tokenizer, pieces)}
@@ -139,6 +150,7 @@ def measure(directory: Path, text: Corpus, device: torch.device, count: int) -> 
         "num_windows": len(pieces),
         "precisions": bits,
         "agreement": [one.to_dict() for one in agreements],
+        "acceptance": acceptance(model, pairs, pieces),
     }
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ class Compiled:
     ------
     ImportError
         Without transformers.
+    RuntimeError
+        From `decode`, where a GPU should have something compiled and has not.
     """
 
     def __init__(self, model: Transformer):
@@ -63,9 +66,18 @@ class Compiled:
                 max_new_tokens=max_new_tokens,
                 streamer=_Noted(times),
             )
+        if _compiles(self._device) and not hasattr(self._model, "_compiled_call"):
+            raise RuntimeError(
+                f"generate of transformers {version('transformers')} compiled nothing, so it was not timed"
+            )
         # the prompt is put first, then every new token of all rows at once
         first, last = times[1], times[-1]
         return peer_output(found[:, width:].tolist(), "bf16", first - began, last - first)
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether `generate` compiles on a device, given a static cache."""
+    return device.type == "cuda"
 
 
 class _Noted:
