@@ -33,7 +33,10 @@ _BACKENDS = {"cpu": ("cpp", "torch"), "cuda": preferences.DEFAULT}
 # architectures they are written for
 _GPU_LIBRARIES = {"cuda": "cupy", "triton": "triton"}
 _WAYS_OUT = {"cuda": "pip install 'qspec[cuda]'", "triton": "PyTorch's builds for GPUs bring it along"}
+_CPUS = "CPUs have kernels of their own"
 _LEAST_CAPABILITY = (8, 0)
+# modules of theirs whose why_not(capability) says what cannot be compiled or launched
+_TOOLS = {"cuda": "_launch", "triton": "_compiler"}
 _state = threading.local()
 
 
@@ -86,11 +89,13 @@ def find(
 
 @dataclass(frozen=True)
 class Choice:
-    """The file that serves an op, of which backend (None: none does), and why not those asked before."""
+    """The file that serves an op, of which backend (None: none does), why not those asked before, and the
+    compute capability of the GPU if it is one of NVIDIA's."""
 
     name: str
     backend: str | None
     refusals: tuple[str, ...]
+    capability: tuple[int, int] | None
 
 
 def choose(
@@ -103,22 +108,35 @@ def choose(
 ) -> Choice:
     """What `find` takes, of which these are the parameters, and `explain` tells of."""
     refusals: list[str] = []
+    capability = _capability(device) if device.type == "cuda" else None
     for name in (f"{op}_prefill", op) if phase == "prefill" else (op,):
         refusals = []
         for backend in _backends(device, name, sizes):
-            refusal = _refusal(backend, name, device, dtype, format, sizes)
-            if refusal is None:
-                return Choice(name, backend, tuple(refusals))
-            refusals.append(f"{backend}: {refusal}")
-    return Choice(op, None, tuple(refusals))
+            reason = refusal(backend, name, device, dtype, format, sizes)
+            if reason is None:
+                return Choice(name, backend, tuple(refusals), capability)
+            refusals.append(f"{backend}: {reason}")
+    return Choice(op, None, tuple(refusals), capability)
 
 
-def compiled_for(backend: str, device: torch.device) -> str:
-    """A backend, and what its kernels have been compiled for: "triton (sm_90)"."""
+def refusal(
+    backend: str, op: str, device: torch.device, dtype: torch.dtype | None, format: str | None,
+    sizes: tuple[int, ...] | None = None,
+) -> str | None:  # fmt: skip
+    """Why a backend does not serve an op; None where it does."""
     if backend == "cpp":
-        return f"{backend} ({isa()})"
-    capability = _capability(device) if backend in _GPU_LIBRARIES else None
-    return f"{backend} ({_sm(capability)})" if capability else backend
+        if dtype == torch.float64:
+            return "computes in float32 (plain PyTorch in float64)"
+        if reason := _cpp_refusal():
+            return reason.splitlines()[0]
+    if not _has(backend, op):
+        return "has no such kernel"
+    if backend in _GPU_LIBRARIES and (reason := _gpu_refusal(backend, op, device, dtype, sizes)):
+        return reason
+    reads = getattr(_module(backend, op), "READS", None)
+    if format is not None and reads != format:
+        return f"reads {reads}, not {format}"
+    return None
 
 
 def isa() -> str:
@@ -143,7 +161,7 @@ def to_device_layout(packed: PackedWeight, device: torch.device | str | None = N
     kind = canonical(packed.format)
     op = "linear_w4a16" if kind == "int4" else f"linear_{kind}a16"
     for backend in _backends(packed.device, op):
-        if _refusal(backend, op, packed.device, None, None) is None:
+        if refusal(backend, op, packed.device, None, None) is None:
             return convert(packed, _module(backend, op).READS)
     raise KernelUnavailable(
         f"no backend on {packed.device} serves {op}",
@@ -175,7 +193,7 @@ def recorded() -> Iterator[None]:
 def reset() -> None:
     """Forget every choice: the next call looks at QSPEC_CPU_ISA and the libraries again."""
     _cpp_library().reset()
-    for cached in (find, _cpp_refusal, _capability, _cuda_refusal):
+    for cached in (find, _cpp_refusal, _capability, _tools_refusal):
         cached.cache_clear()
 
 
@@ -186,47 +204,29 @@ def _backends(device: torch.device, op: str, sizes: tuple[int, ...] | None = Non
     return _BACKENDS.get(device.type, ("torch",))
 
 
-def _refusal(
-    backend: str, op: str, device: torch.device, dtype: torch.dtype | None, format: str | None,
-    sizes: tuple[int, ...] | None = None,
-) -> str | None:  # fmt: skip
-    """Why a backend does not serve an op; None where it does."""
-    if backend == "cpp":
-        if dtype == torch.float64:
-            return "computes in float32"
-        if reason := _cpp_refusal():
-            return reason.splitlines()[0]
-    if not _has(backend, op):
-        return "has no such kernel"
-    if backend in _GPU_LIBRARIES and (reason := _gpu_refusal(backend, op, device, dtype, sizes)):
-        return reason
-    reads = getattr(_module(backend, op), "READS", None)
-    if format is not None and reads != format:
-        return f"reads {reads}, not {format}"
-    return None
-
-
 def _gpu_refusal(
     backend: str, op: str, device: torch.device, dtype: torch.dtype | None, sizes: tuple[int, ...] | None
 ) -> str:
     """Why a GPU backend does not run a kernel that it has; empty where it does."""
     if dtype == torch.float64:
-        return "computes in float32"
+        return "computes in float32 (plain PyTorch in float64)"
     if _amd() and backend == "cuda":
-        return "is for NVIDIA's GPUs, and this PyTorch is built for AMD's"
+        return "is for NVIDIA's GPUs, and this PyTorch is built for AMD's (Triton serves both)"
     if find_spec(_GPU_LIBRARIES[backend]) is None:
         return f"{_GPU_LIBRARIES[backend]} is not installed ({_WAYS_OUT[backend]})"
     if _amd():
-        return "" if torch.cuda.is_available() else "no AMD device is at hand"
+        if op.startswith("linear_mxfp4"):
+            return "its compiler for AMD's GPUs fails at MXFP4 weights (plain PyTorch serves them)"
+        return "" if torch.cuda.is_available() else f"no AMD device is at hand ({_CPUS})"
     capability = _capability(device)
     if capability is None:
-        return "no NVIDIA device is at hand"
+        return f"no NVIDIA device is at hand ({_CPUS})"
     if capability < _LEAST_CAPABILITY:
-        return f"needs {_sm(_LEAST_CAPABILITY)} or later; the device is {_sm(capability)}"
+        needed = _sm(_LEAST_CAPABILITY)
+        return f"needs {needed} or later; the device is {_sm(capability)} (plain PyTorch serves it)"
     why_not = getattr(_module(backend, op), "why_not", None)
     limits = (capability, sizes) if why_not and len(signature(why_not).parameters) > 1 else (capability,)
-    reason = why_not(*limits) if why_not else ""
-    return reason or (_cuda_refusal(capability) if backend == "cuda" else "")
+    return (why_not(*limits) if why_not else "") or _tools_refusal(backend, capability)
 
 
 def _amd() -> bool:
@@ -243,9 +243,10 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 @cache
-def _cuda_refusal(capability: tuple[int, int]) -> str:
+def _tools_refusal(backend: str, capability: tuple[int, int]) -> str:
     """What compiling and launching for such a GPU lacks, with the way out; empty where nothing is lacking."""
-    return importlib.import_module("qspec_kernels.backends.cuda._launch").why_not(capability)
+    tools = importlib.import_module(f"qspec_kernels.backends.{backend}.{_TOOLS[backend]}")
+    return tools.why_not(capability)
 
 
 def _sm(capability: tuple[int, int]) -> str:
@@ -254,7 +255,7 @@ def _sm(capability: tuple[int, int]) -> str:
 
 def _tell_of_conversion(op: str, device: torch.device, dtype: torch.dtype | None, format: str) -> None:
     """Say once that a faster kernel is passed over only because of the byte order of the weight."""
-    if any(_refusal(backend, op, device, dtype, None) is None for backend in _backends(device, op)[:-1]):
+    if any(refusal(backend, op, device, dtype, None) is None for backend in _backends(device, op)[:-1]):
         warnings.warn(
             f"{op} runs on the plain torch path because the weight is packed as {format!r};"
             " qspec_kernels.to_device_layout converts it to the order this device's kernels read",

@@ -1,11 +1,12 @@
 """Which path an op takes on a device and why, in words."""
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from qspec_kernels import dispatch
+from qspec_kernels import dispatch, preferences
 from qspec_kernels.errors import UsageError
 
 
@@ -16,7 +17,7 @@ def explain(
     sizes: tuple[int, ...] | None = None,
     phase: str = "decode",
 ) -> str:
-    """One line: the backend that serves an op on a device, and why the ones before it do not.
+    """One line: the backend that serves an op on a device, why it is asked first or those before it do not.
 
     `isa()` and this are what `qspec doctor` prints.
 
@@ -27,8 +28,9 @@ def explain(
     dtype
         What is computed in.
     sizes
-        Those of a call that may be too large for a backend: for hadamard_quantize_act the width of a row and
-        the order of the base matrix.
+        Those of a call, where the choice depends on them: for hadamard_quantize_act the width of a row and
+        the order of the base matrix. None for a call of any sizes; the line then ends with what small ones
+        get.
     phase
         "decode", or "prefill" for prompts, which some linears have a kernel of their own for: the line is
         then about `<op>_prefill`, and where none serves, about `op` as ever.
@@ -50,8 +52,35 @@ def explain(
     choice = dispatch.choose(op, torch.device(device), dtype, phase=phase, sizes=sizes)
     if choice.backend is None:
         return f"{choice.name} on {device}: none; " + "; ".join(choice.refusals)
-    chosen = dispatch.compiled_for(choice.backend, torch.device(device))
-    return f"{choice.name} on {device}: {chosen}" + "".join(f"; not {reason}" for reason in choice.refusals)
+    rest = [f"not {reason}" for reason in choice.refusals]
+    if sizes is None:
+        rest += _by_size(choice, torch.device(device), dtype)
+    line = f"{choice.name} on {device}: {_compiled_for(choice)}{_because(choice, sizes)}"
+    return "; ".join((line, *rest))
+
+
+def _compiled_for(choice: dispatch.Choice) -> str:
+    """A backend, and what its kernels have been compiled for: "triton (sm_90)"."""
+    if choice.backend == "cpp":
+        return f"cpp ({dispatch.isa()})"
+    if choice.backend == "torch" or choice.capability is None:
+        return str(choice.backend)
+    return "{} (sm_{}{})".format(choice.backend, *choice.capability)
+
+
+def _because(choice: dispatch.Choice, sizes: tuple[int, ...] | None) -> str:
+    """What the table says for the backend that it asks first; what it has was counted for NVIDIA's GPUs."""
+    row = preferences.row(choice.name, choice.capability, sizes) if choice.capability else None
+    return f", because {row.why}" if row and row.backends[0] == choice.backend else ""
+
+
+def _by_size(choice: dispatch.Choice, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
+    """What calls get that are small enough for a row of the table, if sizes are not known."""
+    for row in preferences.rows_by_size(choice.name, choice.capability) if choice.capability else ():
+        first = row.backends[0]
+        reason = dispatch.refusal(first, choice.name, device, dtype, None)
+        what = f"not {first}: {reason}" if reason else f"{first} first, because {row.why}"
+        yield f"for sizes up to {row.largest} {what}"
 
 
 @cache

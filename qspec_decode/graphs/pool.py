@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qspec_decode import ladder
+from qspec_decode import checks, ladder
 from qspec_decode.fixed import FixedLevel
 from qspec_decode.graphs.runner import Runner
 from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
@@ -25,7 +25,7 @@ MOST_RUNNERS = 4
 """Runners that a model keeps; the one that has not been used for longest makes room."""
 
 MOST_MEMORY = 0.5
-"""Share of a GPU's memory that they may hold together; the latest stays whatever it holds."""
+"""Share of a GPU's memory that they may hold together, in use or idle, where no bound is given."""
 
 _CAPACITY_STEP = 256
 # ops whose plain torch path looks at values on the host
@@ -102,6 +102,11 @@ def runner(wanted: Wanted, prompts: list[list[int]], seeds: list[RowSeed], capac
     """A runner for a call, with its prompts taken in: one of the model's, or a new one.
 
     While it is in use it belongs to that call alone; afterwards the model keeps it for the next one.
+
+    Raises
+    ------
+    UsageError
+        If enforce_eager=False asks for captured rounds that the model's bound leaves no room for.
     """
     model: Any = wanted.model
     pool = getattr(model, "graphs", None)
@@ -109,9 +114,12 @@ def runner(wanted: Wanted, prompts: list[list[int]], seeds: list[RowSeed], capac
         pool = model.graphs = Runners(device_of(model))
     with pool.current():
         found = pool.take(wanted, len(prompts), capacity)
-        found.start(prompts, seeds)
-        yield found
-        pool.put(wanted, found)
+        try:
+            found.start(prompts, seeds)
+            yield found
+            pool.keep(wanted, found)
+        finally:
+            pool.release(found)
 
 
 class Runners:
@@ -124,12 +132,24 @@ class Runners:
     device
         The model's.
     max_bytes
-        What idle runners may hold together; otherwise `MOST_MEMORY` of a GPU's memory. The latest stays.
+        What runners may hold together, in use or idle; otherwise `MOST_MEMORY` of a GPU's memory, elsewhere
+        anything. `model.graphs = Runners(device, max_bytes)` gives a model a bound of its own.
+
+    Raises
+    ------
+    UsageError
+        If max_bytes is no integer, or below 0.
     """
 
     def __init__(self, device: torch.device, max_bytes: int | None = None):
+        if max_bytes is not None:
+            hint = "Bytes, as 2 << 30 for 2 GiB; None for half of a GPU's memory."
+            max_bytes = checks.integer("max_bytes", max_bytes, 0, hint)
         self._device, self._max_bytes = device, max_bytes
         self._idle: list[tuple[tuple[Any, ...], Runner]] = []
+        self._in_use: list[Runner] = []
+        # what was made once and did not fit, in bytes
+        self._too_large: dict[tuple[Any, ...], int] = {}
         self._lock = threading.RLock()
         self._stream: Any = None
         self._memory: Any = None
@@ -141,11 +161,11 @@ class Runners:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the device that idle runners hold: graphs, caches, buffers."""
-        return sum(runner.num_bytes for _, runner in self._idle)
+        """Memory of the device that runners hold, idle and in use: graphs, caches, buffers."""
+        return sum(runner.num_bytes for runner in (*self._in_use, *(runner for _, runner in self._idle)))
 
     def clear(self) -> None:
-        """Give that memory back."""
+        """Give back what the idle ones hold."""
         self._idle.clear()
 
     @contextmanager
@@ -165,30 +185,85 @@ class Runners:
             outside.wait_stream(self._stream)
 
     def take(self, wanted: Wanted, batch: int, capacity: int) -> Runner:
-        """An idle runner for these rounds with room for the call, or a new one."""
+        """An idle runner for these rounds with room for the call, or a new one: in use until `keep` or
+        `release` gets it.
+
+        Raises
+        ------
+        UsageError
+            If enforce_eager=False asks for a runner that the bound leaves no room for.
+        """
         key, rows = wanted.key, bucket(batch)
         for index, (kind, idle) in enumerate(self._idle):
             if kind == key and idle.batch_size == rows and idle.capacity >= capacity:
-                return self._idle.pop(index)[1]
+                self._in_use.append(self._idle.pop(index)[1])
+                return self._in_use[-1]
         room = min(-(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP, wanted.model.max_positions)
         # a ladder that cannot be is no reason to give up graphs
         ladder.rungs(wanted.model, wanted.target, wanted.drafts)
-        try:
-            return self._make(wanted, rows, room)
-        except (torch.OutOfMemoryError, UsageError):
-            if not self._idle:
-                raise
-        self.clear()
-        return self._make(wanted, rows, room)
+        return self._new(wanted, rows, room)
 
-    def put(self, wanted: Wanted, runner: Runner) -> None:
-        """Keep a runner that a call is done with; those before it make room, the oldest first."""
-        self._idle.insert(0, (wanted.key, runner))
-        del self._idle[MOST_RUNNERS:]
-        while len(self._idle) > 1 and self._max_bytes is not None and self.num_bytes > self._max_bytes:
+    def keep(self, wanted: Wanted, runner: Runner) -> None:
+        """Make a runner idle that a call is done with; of too many that one goes which was idle longest."""
+        if any(one is runner for one in self._in_use):
+            self.release(runner)
+            self._idle.insert(0, (wanted.key, runner))
+            del self._idle[MOST_RUNNERS:]
+
+    def release(self, runner: Runner) -> None:
+        """Forget a runner in use."""
+        self._in_use = [one for one in self._in_use if one is not runner]
+
+    def _new(self, wanted: Wanted, rows: int, capacity: int) -> Runner:
+        """A runner within the bound; one that cannot be runs op by op, and ends with its call."""
+        kind = wanted.key, rows, capacity
+        size = self._too_large.get(kind)
+        if size is None:
+            try:
+                made = self._make(wanted, rows, capacity, self._memory)
+            except (torch.OutOfMemoryError, UsageError):
+                if not self._idle:
+                    raise
+                self.clear()
+                made = self._make(wanted, rows, capacity, self._memory)
+            size = made.num_bytes
+            if self._admits(size):
+                self._in_use.append(made)
+                return made
+            # its memory is needed for what takes its place
+            del made
+        self._tell(wanted, kind, size)
+        return self._make(wanted, rows, capacity, None)
+
+    def _admits(self, size: int) -> bool:
+        """Whether a runner of so many bytes is within the bound; idle ones make room, longest idle first."""
+        if self._max_bytes is None:
+            return True
+        if size + sum(runner.num_bytes for runner in self._in_use) > self._max_bytes:
+            return False
+        while size + self.num_bytes > self._max_bytes:
             self._idle.pop()
+        return True
 
-    def _make(self, wanted: Wanted, rows: int, capacity: int) -> Runner:
+    def _tell(self, wanted: Wanted, kind: tuple[Any, ...], size: int) -> None:
+        """Say once why rounds of a kind are not captured; refuse where that was insisted on."""
+        _, rows, capacity = kind
+        reason = (
+            f"{rows} rows of {capacity} positions take {size:,} bytes, and what a model keeps for captured"
+            f" rounds may take {self._max_bytes:,}"
+        )
+        way_out = "model.graphs = qspec_decode.graphs.pool.Runners(device, max_bytes) sets another bound"
+        if wanted.config.enforce_eager is False:
+            raise UsageError(reason, f"{way_out}; enforce_eager=None decodes op by op.")
+        if kind not in self._too_large:
+            warnings.warn(
+                f"rounds are not captured as CUDA graphs, which is slower: {reason} ({way_out})", stacklevel=5
+            )
+        # beside the runner of a call around this one it may be too large, and alone not
+        if self._max_bytes is not None and size > self._max_bytes:
+            self._too_large[kind] = size
+
+    def _make(self, wanted: Wanted, rows: int, capacity: int, memory: Any) -> Runner:
         counts = ladder.num_speculative_tokens(wanted.config, wanted.target, wanted.drafts)
         # tokens that mean nothing stand behind a row's end: the most that a pass takes of a row
         spare = 2 + 2 * max(counts, default=0)
@@ -197,7 +272,7 @@ class Runners:
         run = Run(buffer, seeds, wanted.sampling, spare)
         top = ladder.build(run, wanted.model, wanted.target, wanted.drafts, wanted.config, fixed=True)
         assert isinstance(top, FixedLevel)
-        return Runner(run, top, wanted.eos, self._memory)
+        return Runner(run, top, wanted.eos, memory)
 
 
 def bucket(batch: int) -> int:

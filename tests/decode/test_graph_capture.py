@@ -12,20 +12,21 @@ from torch import Tensor
 import qspec_decode.model
 from qspec_decode import DraftModel, generate, load, speculate
 from qspec_decode.fixed import FixedLevel
-from qspec_decode.graphs import capture, pool
+from qspec_decode.graphs import capture, pool, runner
 from qspec_decode.graphs.capture import Captured
 from qspec_kernels import QSpecError
 from tests.decode import emulated_graph
-from tests.decode.emulated_graph import EmulatedGraph, Waited
+from tests.decode.emulated_graph import EmulatedGraph, Journal, Waited
 from tests.decode.graph_cases import Case, same
+from tests.decode.recorders import Recorder
 
 Families = Callable[[str], tuple[Path, Any]]
 
 
 @pytest.fixture(autouse=True)
-def _captured(monkeypatch: pytest.MonkeyPatch) -> None:
+def journal(monkeypatch: pytest.MonkeyPatch) -> Journal:
     """Rounds are captured on the CPU too; a recorded program would hide from the graph what it runs."""
-    emulated_graph.install(monkeypatch)
+    journal = emulated_graph.install(monkeypatch)
     monkeypatch.setattr(qspec_decode.model, "MAX_TOKENS", 0)
     make = pool.Runners.__init__
 
@@ -34,6 +35,7 @@ def _captured(monkeypatch: pytest.MonkeyPatch) -> None:
         self._memory = (0, 0)
 
     monkeypatch.setattr(pool.Runners, "__init__", init)
+    return journal
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -147,7 +149,9 @@ def test_what_cannot_be_captured_is_said_with_a_way_out() -> None:
     assert "enforce_eager=True" in found.value.hint
 
 
-@pytest.mark.parametrize("name", ["looks at a value", "chooses rows", "goes on from a list"])
+@pytest.mark.parametrize(
+    "name", ["looks at a value", "chooses rows", "goes on from a list", "synchronises", "asks for a list"]
+)
 def test_a_round_that_a_graph_cannot_hold_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed_round = FixedLevel.fixed_round
 
@@ -157,6 +161,11 @@ def test_a_round_that_a_graph_cannot_hold_is_refused(name: str, monkeypatch: pyt
         elif name == "chooses rows":
             limits = limits.clone()
             limits[limits > most] = most
+        elif name == "synchronises":
+            torch.cuda.synchronize()
+        elif name == "asks for a list":
+            # without an op, on the CPU
+            limits.tolist()
         else:
             limits = torch.minimum(limits, torch.tensor([most]))
         return fixed_round(self, lengths, limits, most)
@@ -166,6 +175,57 @@ def test_a_round_that_a_graph_cannot_hold_is_refused(name: str, monkeypatch: pyt
     monkeypatch.setattr(FixedLevel, "fixed_round", mutant)
     with pytest.raises(Waited):
         case.run(enforce_eager=False)
+
+
+class Streamed(Recorder):
+    """A streamer that writes down when it is called."""
+
+    def __init__(self, journal: Journal):
+        super().__init__()
+        self._journal = journal
+
+    def put(self, *call: Any) -> None:
+        super().put(*call)
+        self._journal.entries.append("put")
+
+
+def entries(journal: Journal) -> list[str]:
+    """What a call of one row without a draft does, from its first token on: a round a token."""
+    case = Case(random.Random(1), [], 0.0)
+    case.model.checked = False
+    journal.entries.clear()
+    options: dict[str, Any] = {"max_new_tokens": 4, "enforce_eager": False}
+    generate(case.model, [[1, 2]], streamer=Streamed(journal), **options)
+    return journal.entries[journal.entries.index("put") :]
+
+
+def test_tokens_stream_out_one_round_behind_the_launches(journal: Journal) -> None:
+    token = ["wait", "put", "launch"]
+    # the first comes from the prefill; when the last one is there, one round too many is under way
+    assert entries(journal) == ["put", "launch", "launch", *token, *token, "wait", "put"]
+
+
+def test_without_lookahead_the_device_would_idle(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOOKAHEAD", 0)
+    assert entries(journal) == ["put", *["launch", "wait", "put"] * 3]
+
+
+@pytest.mark.parametrize("name", ["waits for its result", "copies at once", "reads its result"])
+def test_a_launch_that_waits_is_refused(name: str, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mutant(self: Captured) -> None:
+        slot = self._launched % len(self._slots)
+        self._graph.replay()
+        self._slots[slot].copy_(self._out, non_blocking=name != "copies at once")
+        self._events[slot].record()
+        if name == "waits for its result":
+            self._events[slot].synchronize()
+        elif name == "reads its result":
+            self._slots[slot].tolist()
+        self._launched += 1
+
+    emulated_graph.watch(monkeypatch, journal, mutant)
+    with pytest.raises(Waited):
+        entries(journal)
 
 
 def test_state_that_python_keeps_is_lost_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from qspec_decode import generate, speculate
 from qspec_decode.fixed import FixedLevel
 from qspec_decode.graphs import pool
 from qspec_decode.graphs.runner import Runner
-from qspec_decode.ladder import SpeculativeConfig
 from qspec_kernels import QSpecError, UsageError
 from tests.decode.graph_cases import DEEP, ONE_DRAFT, Case, same, tokens_of_rounds_too_many
 from tests.decode.tabular import TabularModel, random_tables
@@ -119,22 +118,6 @@ def test_a_model_keeps_few_runners_and_gives_their_memory_back() -> None:
     assert len(model.graphs._idle) == pool.MOST_RUNNERS
     model.graphs.clear()
     assert model.graphs.num_bytes == 0
-
-
-def test_runners_that_take_too_much_go_but_for_the_latest() -> None:
-    model = Case(random.Random(2), [], 0.0).model
-    options: dict[str, Any] = {"draft": "mxfp4", "max_new_tokens": 2, "enforce_eager": False}
-    speculate(model, [[1, 2]], num_speculative_tokens=3, **options)
-    one = model.graphs.num_bytes
-    # the lengths that "ngram" looks up make other runners of the same size
-    kinds = [SpeculativeConfig(num_speculative_tokens=3, prompt_lookup_max=n) for n in (5, 6, 7)]
-    kept = {}
-    for most in (2 * one, one, 0):
-        model.graphs = pool.Runners(torch.device("cpu"), max_bytes=most)
-        for config in kinds:
-            speculate(model, [[1, 2]], config=config, **options)
-        kept[most] = [key[3][1] for key, _ in model.graphs._idle]
-    assert kept == {2 * one: [7, 6], one: [7], 0: [7]}
 
 
 @pytest.mark.parametrize("draft", ["w4a99", "w4a16", ["ngram", "mxfp4"]], ids=str)

@@ -1,43 +1,52 @@
-"""AMD's GPUs: packed linears compiled for them, who know no PTX, and launches that they take."""
-
-import importlib
-from types import SimpleNamespace
+"""AMD's GPUs: what is compiled for them, who know no PTX and have little shared memory, and launches."""
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="needs triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
-from qspec_kernels.backends.triton import _launch, _rows  # noqa: E402
-from tests.gpu import build_table  # noqa: E402
-
-TARGET = GPUTarget("hip", "gfx942", 64)
+from qspec_kernels.backends.triton import _launch, _rows, _tiles  # noqa: E402
+from tests.gpu import build_amd, build_table  # noqa: E402
 
 
-def compiled(op: str, folder: str, target: GPUTarget) -> dict[str, str]:
-    """The stages of what an op launches for 64 tokens."""
-    module = importlib.import_module(f"qspec_kernels.backends.triton.{op}")
-    variant = next(variant for variant in module.variants(86) if variant.name.endswith("m=64"))
-    names = variant.kernel.arg_names
-    signature = {name: variant.signature.get(name, "constexpr") for name in names}
-    source = ASTSource(variant.kernel, signature, dict(variant.constexprs))
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = folder
-        return triton.compile(source, target=target, options=variant.options()).asm
+def variant(op, end, arch=_launch.AMD_ARCH):
+    """What an op launches, chosen by how its name ends."""
+    return next(one for one in build_table.variants(op, arch) if one.name.endswith(end))
 
 
-@pytest.mark.parametrize(("op", "opcode"), [("linear_w4a8", "v_mfma_i32"), ("linear_mxfp4a16", "v_mfma_f32")])
-def test_packed_linears(tmp_path, monkeypatch, op, opcode):
-    driver = SimpleNamespace(get_current_target=lambda: TARGET)
-    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
-    stages = compiled(op, str(tmp_path / "amd"), TARGET)
-    assert opcode in stages["amdgcn"]
-    assert "inline_asm" not in stages["ttir"]
-    # without an AMD GPU there is PTX, at which the compiler for AMD's ends the process
-    monkeypatch.undo()
-    assert "inline_asm" in compiled(op, str(tmp_path / "other"), GPUTarget("cuda", 86, 32))["ttir"]
+# the other ops and variants: python -m tests.gpu.build_amd
+@pytest.mark.parametrize(
+    ("op", "end", "opcode"),
+    [
+        ("linear_w4a8", "4096x4096 m=64", "v_mfma_i32"),
+        # a tile of the sizes of sm_86 takes 80 KiB
+        ("linear_w4a16_prefill", "4096x4096 m=512", "v_mfma_f32"),
+        # there is no TF32 in three products
+        ("attention", "fp32 fp32 32/8 x 128", "v_mfma_f32"),
+    ],
+)
+def test_what_is_compiled_for_amd(tmp_path, monkeypatch, op, end, opcode):
+    monkeypatch.setattr(triton.runtime.driver, "_active", build_amd.DRIVER)
+    built = build_amd.compiled(variant(op, end), str(tmp_path))
+    assert opcode in built.asm["amdgcn"]
+    assert "inline_asm" not in built.asm["ttir"]
+    assert 0 < built.metadata.shared <= build_amd.SHARED
+
+
+def test_without_an_amd_gpu_there_is_ptx(tmp_path):
+    """At which the compiler for AMD's ends the process."""
+    built = build_amd.compiled(
+        variant("linear_w4a8", "4096x4096 m=64", 86), str(tmp_path), GPUTarget("cuda", 86, 32)
+    )
+    assert "inline_asm" in built.asm["ttir"]
+
+
+def test_shared_memory_that_is_too_much_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.runtime.driver, "_active", build_amd.DRIVER)
+    monkeypatch.setitem(_tiles.SHARED, _launch.AMD_ARCH, _tiles.SHARED[86])
+    found = build_amd.wrong(variant("linear_bf16_prefill", "4096x4096 m=512"), str(tmp_path))
+    assert found == "linear_bf16_prefill 4096x4096 m=512: 73728 bytes of shared memory"
 
 
 def test_launches_are_of_a_size_that_amds_devices_take(monkeypatch):
@@ -49,6 +58,7 @@ def test_launches_are_of_a_size_that_amds_devices_take(monkeypatch):
     assert launched() == (94, [8, 32])
     monkeypatch.setattr(torch.version, "hip", "7.1")
     # gfx942 is no successor of sm_90
-    assert launched() == (86, [8, 16])
+    assert launched() == (_launch.AMD_ARCH, [8, 16])
     for op in build_table.ops():
-        assert max(64 * one.num_warps for one in build_table.variants(op, 86)) <= 1024, op
+        for one in build_table.variants(op, _launch.AMD_ARCH):
+            assert build_amd.TARGET.warp_size * one.num_warps <= 1024, op

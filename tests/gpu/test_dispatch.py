@@ -13,11 +13,14 @@ import qspec_kernels as qk
 from qspec_kernels import dispatch, formats, preferences
 from qspec_kernels.backends import cuda as cuda_folder
 from qspec_kernels.backends import triton as triton_folder
-from tests.gpu.devices import Device, pretended
+from tests.gpu.devices import Device, Files, kernel, on_paper, pretended
 from tests.kernels.cases import quantized
 from tests.test_architecture import signatures
 
 TRITON = sorted(path for path in Path(triton_folder.__path__[0]).glob("[a-z]*.py"))
+
+
+BY_CUDA = f"linear_w4a16 on cuda: cuda (sm_90), because {preferences.TABLE[0].why}"
 
 
 @pytest.fixture
@@ -26,23 +29,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
 
 
 @pytest.fixture
-def ops(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], SimpleNamespace]:
-    """Files of the GPU backends by (backend, op), in place of those on disk; tests add theirs."""
-    files: dict[tuple[str, str], SimpleNamespace] = {}
-    has, module = dispatch._has, dispatch._module
-    gpu = ("cuda", "triton")
-    monkeypatch.setattr(
-        dispatch, "_has", lambda backend, op: (backend, op) in files if backend in gpu else has(backend, op)
-    )
-    monkeypatch.setattr(
-        dispatch, "_module", lambda backend, op: files[backend, op] if backend in gpu else module(backend, op)
-    )
-    return files
-
-
-def kernel(name: str, reads: str = "int4_mma16", **more: object) -> SimpleNamespace:
-    """A backend file with a function that says which it is."""
-    return SimpleNamespace(linear_w4a16=lambda: name, READS=reads, **more)
+def ops(monkeypatch: pytest.MonkeyPatch) -> Files:
+    return on_paper(monkeypatch)
 
 
 def test_cuda_comes_before_triton_and_triton_before_torch(device, ops):
@@ -59,9 +47,9 @@ def test_cuda_comes_before_triton_and_triton_before_torch(device, ops):
     dispatch.find.cache_clear()
     assert qk.explain("linear_w4a16", "cuda") == "linear_w4a16 on cuda: triton (sm_90); not cuda: no"
     # sizes are for those who ask for them
-    assert qk.explain("linear_w4a16", "cuda", sizes=(1,)) == "linear_w4a16 on cuda: cuda (sm_90)"
+    assert qk.explain("linear_w4a16", "cuda", sizes=(1,)) == BY_CUDA
     ops["cuda", "linear_w4a16"] = kernel("cuda", why_not=lambda capability: "")
-    assert qk.explain("linear_w4a16", "cuda", sizes=(1,)) == "linear_w4a16 on cuda: cuda (sm_90)"
+    assert qk.explain("linear_w4a16", "cuda", sizes=(1,)) == BY_CUDA
     assert dispatch.find("linear_w4a16", "cuda", torch.float32, "int4_mma16")() == "cuda"
 
 
@@ -87,39 +75,7 @@ def test_a_prefill_has_kernels_of_its_own(device, ops):
     of_prompts.why_not = lambda capability: "not for this one"
     dispatch.find.cache_clear()
     assert dispatch.find(*asked, "int4_mma16", "prefill")() == "cuda"
-    assert qk.explain("linear_w4a16", "cuda", phase="prefill") == "linear_w4a16 on cuda: cuda (sm_90)"
-
-
-def test_the_table_says_who_is_asked_first(device, ops, monkeypatch):
-    ops["cuda", "linear_w4a16"], ops["triton", "linear_w4a16"] = kernel("cuda"), kernel("triton")
-    small = preferences.Row(("linear_w4a16",), ("triton", "cuda", "torch"), (9, 0), (9, 9), (4096, 8192))
-    monkeypatch.setattr(preferences, "TABLE", (small, *preferences.TABLE))
-
-    def served(capability: tuple[int, int], sizes: tuple[int, ...] | None) -> str:
-        device(capability, ("triton", "cupy"))
-        found = dispatch.find("linear_w4a16", "cuda", torch.float32, "int4_mma16", sizes=sizes)()
-        name = "sm_{}{}".format(*capability)
-        assert qk.explain("linear_w4a16", "cuda", sizes=sizes) == f"linear_w4a16 on cuda: {found} ({name})"
-        return found
-
-    assert served((9, 0), (4096, 8192)) == served((9, 9), (16, 16)) == "triton"
-    assert {served((9, 0), sizes) for sizes in ((4097, 8192), (4096, 8193), None)} == {"cuda"}
-    assert {served(capability, (16, 16)) for capability in ((8, 9), (10, 0))} == {"cuda"}
-    # better is not the same as able
-    ops["triton", "linear_w4a16"] = kernel("triton", why_not=lambda capability: "no")
-    assert served((8, 9), (16, 16)) == "cuda"
-    device((9, 0), ("triton", "cupy"))
-    line = qk.explain("linear_w4a16", "cuda", sizes=(16, 16))
-    assert line == "linear_w4a16 on cuda: cuda (sm_90); not triton: no"
-
-
-def test_the_table_has_every_kernel_of_cuda():
-    named = [op for row in preferences.TABLE for op in row.ops if row.backends[0] == "cuda"]
-    assert set(named) == set(signatures("cuda"))
-    assert {op for row in preferences.TABLE for op in row.ops} <= {*signatures("cuda"), *signatures("triton")}
-    for order in (preferences.DEFAULT, *(row.backends for row in preferences.TABLE)):
-        assert sorted(order) == ["cuda", "torch", "triton"]
-        assert order[-1] == "torch"
+    assert qk.explain("linear_w4a16", "cuda", phase="prefill") == BY_CUDA
 
 
 @pytest.mark.parametrize("act", [None, "a16", "a8"])
@@ -142,8 +98,12 @@ def test_linears_say_how_large_they_are(monkeypatch, rng, act):
     ("capability", "libraries", "reason"),
     [
         ((9, 0), (), "triton is not installed (PyTorch's builds for GPUs bring it along)"),
-        (None, ("triton",), "no NVIDIA device is at hand"),
-        ((7, 5), ("triton",), "needs sm_80 or later; the device is sm_75"),
+        (None, ("triton",), "no NVIDIA device is at hand (CPUs have kernels of their own)"),
+        (
+            (7, 5),
+            ("triton",),
+            "needs sm_80 or later; the device is sm_75 (plain PyTorch serves it)",
+        ),
         ((10, 3), ("triton",), "no image for sm_103"),
     ],
 )
@@ -178,7 +138,36 @@ def test_what_cuda_lacks_is_asked_of_its_compiler(monkeypatch):
     monkeypatch.setattr(importlib.import_module("qspec_kernels.backends.cuda._launch"), "_cupy", lambda: None)
     monkeypatch.setattr(nvrtc, "why_not", lambda arch: f"no sm_{arch}")
     dispatch.reset()
-    assert dispatch._cuda_refusal((12, 1)) == "no sm_121"
+    assert dispatch._tools_refusal("cuda", (12, 1)) == "no sm_121"
+    dispatch.reset()
+
+
+def test_what_triton_does_not_know_is_left_to_others(device, ops):
+    ops["triton", "linear_w4a16"] = kernel("triton")
+    unknown = "Triton 3.0 does not know sm_121 (a newer PyTorch brings a newer one)"
+    device((12, 1), ("triton", "cupy"), unknown=unknown)
+    line = qk.explain("linear_w4a16", "cuda")
+    assert line == f"linear_w4a16 on cuda: torch; not cuda: has no such kernel; not triton: {unknown}"
+    ops["cuda", "linear_w4a16"] = kernel("cuda")
+    assert qk.explain("linear_w4a16", "cuda") == BY_CUDA.replace("sm_90", "sm_121")
+
+
+def test_what_triton_lacks_is_asked_of_its_assembler(monkeypatch):
+    triton = pytest.importorskip("triton")
+    dispatch.reset()
+    for capability in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)):
+        assert dispatch._tools_refusal("triton", capability) == ""
+    assert dispatch._tools_refusal("triton", (9, 1)) == (
+        f"Triton {triton.__version__} does not know sm_91 (a newer PyTorch brings a newer one)"
+    )
+    compiler = importlib.import_module("qspec_kernels.backends.triton._compiler")
+    monkeypatch.setattr(compiler, "_assembler", lambda arch: "/nowhere/ptxas")
+    refusal = compiler.why_not((9, 0))
+    assert refusal.startswith("Triton's assembler cannot be run: ")
+    assert refusal.endswith("(pip install --force-reinstall triton)")
+    # from Hopper on it compiles for one architecture, "sm_90a", and for no later one
+    monkeypatch.setattr(compiler, "_architectures", lambda assembler: {"sm_80", "sm_90"})
+    assert [compiler.why_not((major, 0)) == "" for major in (8, 9)] == [True, False]
     dispatch.reset()
 
 
@@ -192,15 +181,20 @@ def test_amd_is_served_by_triton(device, ops, monkeypatch):
     device(None, ("triton", "cupy"))
     monkeypatch.setattr(torch.version, "hip", "7.1")
     assert qk.explain("linear_w4a16", "cuda") == (
-        "linear_w4a16 on cuda: torch; not cuda: is for NVIDIA's GPUs, and this PyTorch is built for AMD's;"
-        " not triton: no AMD device is at hand"
+        "linear_w4a16 on cuda: torch; not cuda: is for NVIDIA's GPUs, and this PyTorch is built for AMD's"
+        " (Triton serves both); not triton: no AMD device is at hand (CPUs have kernels of their own)"
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert qk.explain("linear_w4a16", "cuda") == (
         "linear_w4a16 on cuda: triton; not cuda: is for NVIDIA's GPUs, and this PyTorch is built for AMD's"
+        " (Triton serves both)"
     )
     assert dispatch.find("linear_w4a16", "cuda", torch.float32, "int4_mma16")() == "triton"
     assert "torch; " in qk.explain("linear_w4a16", "cuda", torch.float64)
+    ops["triton", "linear_mxfp4a8"] = kernel("triton")
+    assert qk.explain("linear_mxfp4a8", "cuda").endswith(
+        "not triton: its compiler for AMD's GPUs fails at MXFP4 weights (plain PyTorch serves them)"
+    )
     device(None, ())
     assert "triton is not installed" in qk.explain("linear_w4a16", "cuda")
 

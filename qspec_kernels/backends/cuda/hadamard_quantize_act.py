@@ -1,7 +1,6 @@
 """Launcher of hadamard_quantize_act.cu."""
 
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -23,12 +22,8 @@ def why_not(capability: tuple[int, int], sizes: tuple[int, int] | None = None) -
     sizes
         Width of a row, and order of the base matrix; None for those that this kernel serves everywhere.
     """
-    if sizes is None:
-        return ""
-    # a feature of each part is six instructions here, and up to three of Triton's, on matrix units
-    if sizes[1] > 1 and find_spec("triton") is not None:
-        return f"sums over {sizes[1]} parts of a row take Triton's matrix units fewer instructions"
-    return _no_room(capability, *sizes)
+    reason = "" if sizes is None else _no_room(capability, *sizes)
+    return reason and f"{reason} (hadamard, then quantize_act, takes any width)"
 
 
 def _no_room(capability: tuple[int, int], width: int, base: int) -> str:

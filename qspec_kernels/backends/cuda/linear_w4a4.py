@@ -13,7 +13,10 @@ def why_not(capability: tuple[int, int]) -> str:
     """Why a GPU of this compute capability does not run this kernel; empty where it does."""
     if capability[0] == 8:
         return ""
-    return "needs int4 tensor cores, sm_80 to sm_89; the device is sm_{}{}".format(*capability)
+    return (
+        "needs int4 tensor cores, sm_80 to sm_89; the device is sm_{}{}"
+        " (Triton computes the same numbers on int8 units)".format(*capability)
+    )
 
 
 def operand(k: int, group_size: int) -> Operand:

@@ -18,8 +18,8 @@ from qspec_kernels.backends.triton._packed import NATURAL, OCTETS, PAIRS, linear
 
 # what the interpreter, which has no device, passes for
 INTERPRETED_ARCH = 80
-# what AMD's devices pass for, whose versions are numbered otherwise: small tiles, little shared memory
-AMD_ARCH = 86
+# AMD's devices, whose versions are numbered otherwise; what is known of them stands in _tiles.py
+AMD_ARCH = 0
 
 REDUCE_BLOCK = 256
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from qspec_kernels.backends.triton._sizes import next_power_of_2
 
+# AMD's devices are architecture 0: gfx942's, of an MI300X
 # multiprocessors of an architecture's usual device: a constant, so that results do not vary inside one
-PROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
+PROCESSORS = {0: 304, 80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 # bytes of shared memory that a program can have
-SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+_KIB = {0: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED = {arch: kib << 10 for arch, kib in _KIB.items()}
 
 # tokens up to which splits of K are programs of their own; above, tiles abound and one program takes all
 APART_TOKENS = 64

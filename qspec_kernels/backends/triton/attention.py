@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qspec_kernels.backends.triton._attention import merged, span, tile_of
 from qspec_kernels.backends.triton._interpreter import INTERPRETED, rounded
-from qspec_kernels.backends.triton._launch import arch_of
+from qspec_kernels.backends.triton._launch import AMD_ARCH, arch_of
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
 from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
 from qspec_kernels.backends.triton._variants import Variant
@@ -204,12 +204,15 @@ def _constants(
     side, keys = _sizes(q_dtype, cache_dtype, wide, arch)
     tile = max(side, next_power_of_2(group))
     parts = 2 if cache_dtype == F32 else 3 if q_dtype == F32 else 1
+    if INTERPRETED or (parts == 2 and arch == AMD_ARCH):
+        # three products of TF32 numbers are compiled for NVIDIA's alone
+        parts = 0
     queries = tile // group
     return (
         {"WINDOWED": window > 0, "Q_HEADS": q_heads, "D": d, "WIDE": wide, "SPAN": SPAN},
         {
             "KV_HEADS": kv_heads, "QUERIES": queries, "AHEAD": next_power_of_2(queries), "TILE": tile,
-            "KEYS": keys, "PARTS": 0 if INTERPRETED else parts,
+            "KEYS": keys, "PARTS": parts,
         },
     )  # fmt: skip
 
