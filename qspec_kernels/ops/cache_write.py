@@ -22,6 +22,9 @@ def cache_write(
 ) -> None:
     """k_cache[rows[t], :, positions[t]] = k[t], the same for v, in place, rounded to the cache's dtype.
 
+    Keep keys and values in tensors of their own: of two views of one buffer, torch.compile's default backend
+    copies the whole buffer at each call.
+
     Raises
     ------
     UsageError
