@@ -107,6 +107,14 @@ class Workspace:
 class _Guard(TorchDispatchMode):
     """Refuses what would compute from the workspace's memory without being recorded."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether PyTorch wraps the mode against its compiler, which it imports for that at the first op.
+
+        No: that takes a second, and in those imports an interrupt can be lost. Nothing is compiled in here.
+        """
+        return False
+
     def __init__(self, arena: Any):
         super().__init__()
         self._arena = arena

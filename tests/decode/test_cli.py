@@ -256,14 +256,26 @@ def test_an_interrupt_exits_with_130_and_writes_nothing_by_halves(
     "arguments", [["--help"], ["--version"], ["demo", "--help"], ["generate", "--help"]], ids=" ".join
 )
 def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
+    assert "qspec" in without(arguments, "torch", "numpy", "tokenizers")
+
+
+def test_decoding_does_not_wait_for_the_compiler_of_torch(bundle: Path) -> None:
+    """A second's work, in which an interrupt can be lost."""
+    options = ["--max-new-tokens", "4", "--temperature", "1", "--json"]
+    out = without(["generate", str(bundle / "target"), "--prompt-ids", "1,2", *options], "torch._dynamo")
+    assert json.loads(out)["num_tokens"]
+
+
+def without(arguments: list[str], *modules: str) -> str:
+    """Output of a command that succeeds and imports none of the modules."""
     code = (
         "import sys\nfrom qspec_decode.cli import app\n"
         f"try:\n    app({arguments!r})\nexcept SystemExit as status:\n    assert not status.code\n"
-        "assert not {'torch', 'numpy', 'tokenizers'} & set(sys.modules), 'slow imports'"
+        f"assert not {set(modules)} & set(sys.modules), 'slow imports'"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "qspec" in result.stdout
+    return result.stdout
 
 
 def test_help_teaches_by_example() -> None:
