@@ -111,7 +111,7 @@ class _Guard(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         """Whether PyTorch wraps the mode against its compiler, which it imports for that at the first op.
 
-        No: that takes a second, and in those imports an interrupt can be lost. Nothing is compiled in here.
+        No: that takes more than a second, and nothing is compiled in here.
         """
         return False
 

@@ -227,6 +227,8 @@ def qspec(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # as from a terminal: what runs in the background may ignore Ctrl-C, and its children with it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
@@ -260,7 +262,6 @@ def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
 
 
 def test_decoding_does_not_wait_for_the_compiler_of_torch(bundle: Path) -> None:
-    """A second's work, in which an interrupt can be lost."""
     options = ["--max-new-tokens", "4", "--temperature", "1", "--json"]
     out = without(["generate", str(bundle / "target"), "--prompt-ids", "1,2", *options], "torch._dynamo")
     assert json.loads(out)["num_tokens"]
