@@ -11,6 +11,10 @@ from qspec_decode.bench import linear_case, op_case
 from qspec_decode.bench.kernels import ROWS, SHAPES
 from qspec_decode.bench.peaks import many_rows_bytes, rotation_bytes
 from qspec_decode.bench.shapes import MODELS, ModelShape
+from tests.bench.standin import device, mutate, small
+
+# fixtures of the tests of `qspec bench gpu`
+__all__ = ["device", "mutate", "small"]
 
 TINY = ModelShape("tiny", hidden=256, intermediate=384, heads=4, kv_heads=2, head_dim=64, vocab=300)
 # more than one copy of each weight

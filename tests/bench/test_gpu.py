@@ -13,21 +13,8 @@ from qspec_decode.bench.gpu import cases, correctness, kernel_plan, run, timing
 from qspec_decode.bench.gpu.device import Gpu
 from qspec_decode.commands import bench_gpu
 from qspec_kernels import UsageError
-from tests.bench.standin import (
-    FEW,
-    TINY,
-    Mutate,
-    Standin,
-    device,
-    last_value,
-    measured,
-    mutate,
-    request,
-    small,
-)
+from tests.bench.standin import FEW, TINY, Mutate, Standin, last_value, measured, request
 from tests.decode.command_line import run as command
-
-__all__ = ["device", "mutate", "small"]
 
 pytestmark = pytest.mark.usefixtures("small")
 

@@ -13,10 +13,8 @@ from qspec_decode.bench.gpu import case, cases, correctness, prepared
 from qspec_decode.bench.gpu.cases_linear import PROMPTS, WIDE
 from qspec_decode.bench.gpu.correctness import EVERY
 from qspec_decode.bench.gpu.device import Captured
-from tests.bench.standin import Mutate, Standin, device, last_value, measured, mutate, small, tensors
+from tests.bench.standin import Mutate, Standin, last_value, measured, tensors
 from tests.test_architecture import signatures
-
-__all__ = ["device", "mutate", "small"]
 
 pytestmark = pytest.mark.usefixtures("small")
 PREPARE = prepared.prepare

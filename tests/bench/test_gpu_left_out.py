@@ -12,20 +12,7 @@ import torch
 from qspec_decode.bench import shapes
 from qspec_decode.bench.gpu import backends, cases, checks, kernel_plan, run
 from qspec_kernels import KernelUnavailable, QSpecError
-from tests.bench.standin import (
-    FEW,
-    TINY,
-    Mutate,
-    Standin,
-    device,
-    last_value,
-    measured,
-    mutate,
-    request,
-    small,
-)
-
-__all__ = ["device", "mutate", "small"]
+from tests.bench.standin import FEW, TINY, Mutate, Standin, last_value, measured, request
 
 pytestmark = pytest.mark.usefixtures("small")
 

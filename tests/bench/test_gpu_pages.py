@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.bench.pages import DOCS, PAGE, docs, document, lines, row, run, tables
-from tests.bench.standin import Standin, measured, small
+from tests.bench.standin import Standin, measured
 from tests.bench.test_gpu_decoding import Bench, Fake
 
-__all__ = ["docs", "small"]
+__all__ = ["docs"]
 
 
 def test_without_a_file_nothing_is_measured(docs: Any) -> None:

@@ -8,9 +8,7 @@ import torch
 
 from qspec_decode.bench.gpu import backends, cases, registered
 from qspec_kernels import dispatch
-from tests.bench.standin import Mutate, Standin, device, measured, mutate, small
-
-__all__ = ["device", "mutate", "small"]
+from tests.bench.standin import Mutate, Standin, measured
 
 UTILITIES, COUNTS = registered.UTILITIES, registered.COUNTS
 pytestmark = pytest.mark.usefixtures("small", "torch_backend")

@@ -8,7 +8,6 @@ from qspec_kernels import dispatch
 from qspec_kernels.backends.cuda import hadamard_quantize_act
 from qspec_kernels.errors import KernelUnavailable, UsageError
 from qspec_kernels.hadamard_matrix import hadamard_matrix
-from tests.gpu.devices import pretended
 from tests.gpu.emulation.cases import SCHEDULES, check_rotation, emulated, op
 from tests.kernels.cases import same_bits
 
@@ -137,11 +136,6 @@ def test_rows_that_do_not_fit():
     x = torch.ones(1, 28672)
     with emulated(capability=86), pytest.raises(UsageError, match=r"takes 11\d+ bytes of shared memory"):
         op("hadamard_quantize_act")(x, hadamard_matrix(28), 28672, 8, 28672, 1.0)
-
-
-@pytest.fixture
-def device(monkeypatch):
-    yield from pretended(monkeypatch)
 
 
 OF_PARTS = (

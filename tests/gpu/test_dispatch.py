@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import qspec_kernels as qk
 from qspec_kernels import dispatch, formats, preferences
 from qspec_kernels.backends import cuda as cuda_folder
 from qspec_kernels.backends import triton as triton_folder
-from tests.gpu.devices import Device, Files, kernel, on_paper, pretended
+from tests.gpu.devices import kernel
 from tests.kernels.cases import quantized
 from tests.test_architecture import signatures
 
@@ -21,16 +20,6 @@ TRITON = sorted(path for path in Path(triton_folder.__path__[0]).glob("[a-z]*.py
 
 
 BY_CUDA = f"linear_w4a16 on cuda: cuda (sm_90), because {preferences.TABLE[0].why}"
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    yield from pretended(monkeypatch)
-
-
-@pytest.fixture
-def ops(monkeypatch: pytest.MonkeyPatch) -> Files:
-    return on_paper(monkeypatch)
 
 
 def test_cuda_comes_before_triton_and_triton_before_torch(device, ops):

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import qspec_kernels as qk
 from qspec_kernels import dispatch, preferences
 from qspec_kernels.backends import cuda as cuda_folder
 from qspec_kernels.backends.cuda._tiles import float_tiles, integer_tiles
-from tests.gpu.devices import Device, Files, kernel, on_paper, pretended
+from tests.gpu.devices import kernel
 from tests.test_architecture import signatures
 
 FLOATS = (
@@ -23,16 +22,6 @@ INTEGERS = (
     ", because one token over 4096 x 4096 weights keeps 2048 warps at work, Triton's 256"
     " (counted, not measured)"
 )
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    yield from pretended(monkeypatch)
-
-
-@pytest.fixture
-def ops(monkeypatch: pytest.MonkeyPatch) -> Files:
-    return on_paper(monkeypatch)
 
 
 def test_the_table_says_who_is_asked_first(device, ops, monkeypatch):

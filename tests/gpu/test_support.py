@@ -1,24 +1,18 @@
 """The table of who serves a precision on which GPU, in the support page, is what the dispatcher would do."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from qspec_kernels import PRECISIONS, dispatch
-from tests.gpu.devices import Device, pretended
+from tests.gpu.devices import Device
 
 pytest.importorskip("triton")
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "support.md"
 # Ampere, Ada, Hopper, Blackwell; None for AMD's
 CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), None)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    yield from pretended(monkeypatch)
 
 
 def test_the_table_of_precisions_is_the_dispatchers(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
