@@ -25,6 +25,7 @@ from qspec_kernels import preferences
 from qspec_kernels.errors import KernelUnavailable
 from qspec_kernels.formats import PackedWeight, canonical, convert
 
+NO_KERNEL = "has no such kernel"
 # what a linear is computed for: tokens that are decoded, drafted or verified, or a prompt
 PHASES = ("decode", "prefill")
 
@@ -130,7 +131,7 @@ def refusal(
         if reason := _cpp_refusal():
             return reason.splitlines()[0]
     if not _has(backend, op):
-        return "has no such kernel"
+        return NO_KERNEL
     if backend in _GPU_LIBRARIES and (reason := _gpu_refusal(backend, op, device, dtype, sizes)):
         return reason
     reads = getattr(_module(backend, op), "READS", None)

@@ -33,7 +33,7 @@ def explain(
         get.
     phase
         "decode", or "prefill" for prompts, which some linears have a kernel of their own for: the line is
-        then about `<op>_prefill`, and where none serves, about `op` as ever.
+        then about `<op>_prefill`, and where none serves, about `op`, and ends with why not.
 
     Raises
     ------
@@ -49,12 +49,16 @@ def explain(
     if phase not in dispatch.PHASES:
         expected = ", ".join(dispatch.PHASES)
         raise UsageError(f"phase is {phase!r}; expected one of {expected}", "Choose one of those.")
-    choice = dispatch.choose(op, torch.device(device), dtype, phase=phase, sizes=sizes)
+    asked = (torch.device(device), dtype)
+    choice = dispatch.choose(op, *asked, phase=phase, sizes=sizes)
     if choice.backend is None:
         return f"{choice.name} on {device}: none; " + "; ".join(choice.refusals)
     rest = [f"not {reason}" for reason in choice.refusals]
     if sizes is None:
-        rest += _by_size(choice, torch.device(device), dtype)
+        rest += _by_size(choice, *asked)
+    if phase == "prefill" and choice.name == op:
+        refusals = dispatch.choose(f"{op}_prefill", *asked, sizes=sizes).refusals
+        rest += [f"not {op}_prefill of {reason}" for reason in refusals if dispatch.NO_KERNEL not in reason]
     line = f"{choice.name} on {device}: {_compiled_for(choice)}{_because(choice, sizes)}"
     return "; ".join((line, *rest))
 

@@ -64,7 +64,9 @@ def test_a_prefill_has_kernels_of_its_own(device, ops):
     of_prompts.why_not = lambda capability: "not for this one"
     dispatch.find.cache_clear()
     assert dispatch.find(*asked, "int4_mma16", "prefill")() == "cuda"
-    assert qk.explain("linear_w4a16", "cuda", phase="prefill") == BY_CUDA
+    assert qk.explain("linear_w4a16", "cuda", phase="prefill") == (
+        f"{BY_CUDA}; not linear_w4a16_prefill of triton: not for this one"
+    )
 
 
 @pytest.mark.parametrize("act", [None, "a16", "a8"])

@@ -54,4 +54,9 @@ def plan_prefill(
     return Plan(constants, tile, (-(-m // tile.block_m) * -(-n // tile.block_n), 1, 1), fp_fusion=False)
 
 
+def no_wide_integers(capability: tuple[int, int]) -> str:
+    """Why tiles of 8-bit integers do not serve a device; empty where they do."""
+    return "sm_103 has no wide instruction for 8-bit integers" if capability == (10, 3) else ""
+
+
 prefilled = partial(packed_by, linear_prefill, plan_prefill, rounded=True)

@@ -4,16 +4,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from qspec_kernels.backends.triton._prefill_launch import prefilled
+from qspec_kernels.backends.triton._prefill_launch import no_wide_integers, prefilled
 from qspec_kernels.backends.triton._prefill_variants import packed_variants
 from qspec_kernels.backends.triton._variants import Variant
 
 READS = "int4_mma16"
-
-
-def why_not(capability: tuple[int, int]) -> str:
-    """sm_103 lacks the wide instructions for 8-bit integers that these tiles are made for."""
-    return "sm_103 has no wide instruction for 8-bit integers" if capability == (10, 3) else ""
+why_not = no_wide_integers
 
 
 def linear_w4a8_prefill(
