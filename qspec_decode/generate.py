@@ -13,6 +13,7 @@ from torch import Tensor
 from qspec_decode import loop, request
 from qspec_decode.cache import roomy
 from qspec_decode.graphs import pool
+from qspec_decode.graphs.wanted import Wanted, captures
 from qspec_decode.ladder import SpeculativeConfig
 from qspec_decode.noise import Purpose, RowSeed, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
@@ -76,8 +77,8 @@ def generate(
     eos = request.eos_ids(model, params)
     pairs = row_seeds(params.seed, len(prompts))
     capacity = min(max(map(len, prompts)) + params.max_new_tokens, model.max_positions)
-    wanted = pool.Wanted(model, precision, [], SpeculativeConfig(enforce_eager=enforce_eager), params, eos)
-    if pool.captures(wanted):
+    wanted = Wanted(model, precision, [], SpeculativeConfig(enforce_eager=enforce_eager), params, eos)
+    if captures(wanted):
         return _captured(wanted, prompts, pairs, capacity, streamer)
 
     began = time.perf_counter()
@@ -142,7 +143,7 @@ def generate(
 
 
 def _captured(
-    wanted: pool.Wanted,
+    wanted: Wanted,
     prompts: list[list[int]],
     seeds: list[RowSeed],
     capacity: int,

@@ -9,6 +9,7 @@ from torch import Tensor
 from qspec_decode import ladder, loop, request
 from qspec_decode.accept import greedy, standard
 from qspec_decode.graphs import pool
+from qspec_decode.graphs.wanted import Wanted, captures
 from qspec_decode.ladder import Draft, SpeculativeConfig
 from qspec_decode.noise import RowSeed, Seed, row_seeds
 from qspec_decode.output import DecodingOutput, Streamer
@@ -84,7 +85,7 @@ def speculate(
     eos = request.eos_ids(model, params)
     pairs = row_seeds(params.seed, len(prompts))
 
-    wanted = pool.Wanted(model, precision, drafts, config, params, eos)
+    wanted = Wanted(model, precision, drafts, config, params, eos)
     rows = loop.Rows(prompts, params.max_new_tokens, model.max_positions, eos)
     with rounds(wanted, prompts, pairs) as top:
         course = loop.run(top, rows, streamer)
@@ -106,12 +107,12 @@ def speculate(
 
 
 def rounds(
-    wanted: pool.Wanted, prompts: list[list[int]], seeds: list[RowSeed]
+    wanted: Wanted, prompts: list[list[int]], seeds: list[RowSeed]
 ) -> AbstractContextManager[loop.Rounds]:
     """What decodes a call: rounds that have been captured, or levels that run op by op."""
     model = wanted.model
     capacity = min(max(map(len, prompts)) + wanted.sampling.max_new_tokens, model.max_positions)
-    if pool.captures(wanted):
+    if captures(wanted):
         return pool.runner(wanted, prompts, seeds, capacity)
     device = device_of(model)
     run = Run(TokenBuffer(prompts, capacity, device), torch.tensor(seeds).to(device), wanted.sampling)

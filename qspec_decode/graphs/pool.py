@@ -1,10 +1,8 @@
-"""Which calls decode in captured rounds, and the runners that stay with a model from call to call."""
+"""The runners that stay with a model from call to call, within a bound of memory."""
 
 import threading
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +10,12 @@ import torch
 from qspec_decode import checks, ladder
 from qspec_decode.fixed import FixedLevel
 from qspec_decode.graphs.runner import Runner
-from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
-from qspec_decode.model import Transformer
+from qspec_decode.graphs.wanted import Wanted, warn_of_eager
 from qspec_decode.noise import RowSeed
 from qspec_decode.proposal import Run
-from qspec_decode.protocol import Model, device_of
-from qspec_decode.sampling import SamplingParams
+from qspec_decode.protocol import device_of
 from qspec_decode.tokens import TokenBuffer
-from qspec_kernels import UsageError, explain
+from qspec_kernels import UsageError
 
 MOST_RUNNERS = 4
 """Runners that a model keeps; the one that has not been used for longest makes room."""
@@ -28,73 +24,6 @@ MOST_MEMORY = 0.5
 """Share of a GPU's memory that they may hold together, in use or idle, where no bound is given."""
 
 _CAPACITY_STEP = 256
-# ops whose plain torch path looks at values on the host
-_WAITING = ("attention", "rescore", "draw_residual")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a call decodes: all that its rounds depend on.
-
-    Parameters
-    ----------
-    target, drafts, config
-        The ladder, as `ladder.build` takes it.
-    sampling
-        How tokens are chosen.
-    eos
-        Ids that end a row.
-    """
-
-    model: Model
-    target: str
-    drafts: list[Draft]
-    config: SpeculativeConfig
-    sampling: SamplingParams
-    eos: frozenset[int]
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for calls that the same captured rounds serve, numbers of rows and tokens aside."""
-        drafts = [
-            (id(draft.model), draft.precision, draft.name) if isinstance(draft, DraftModel) else
-            draft if isinstance(draft, str) else id(draft)
-            for draft in self.drafts
-        ]  # fmt: skip
-        params, config = self.sampling, self.config
-        counts = ladder.num_speculative_tokens(config, self.target, self.drafts)
-        lookup = config.prompt_lookup_min, config.prompt_lookup_max
-        chosen = None if params.greedy else (params.temperature, params.top_k, params.top_p)
-        return self.target, tuple(drafts), tuple(counts), lookup, chosen, self.eos
-
-
-def captures(wanted: Wanted) -> bool:
-    """Whether a call decodes in captured rounds; says once why one on a GPU does not."""
-    if wanted.config.enforce_eager is not None:
-        return not wanted.config.enforce_eager
-    reason = eager_because(wanted)
-    if reason and device_of(wanted.model).type == "cuda":
-        warnings.warn(f"rounds are not captured as CUDA graphs, which is slower: {reason}", stacklevel=3)
-    return not reason
-
-
-def eager_because(wanted: Wanted) -> str:
-    """Why a call that leaves it to the device decodes op by op; empty if in captured rounds."""
-    device = device_of(wanted.model)
-    if device.type != "cuda":
-        return f"the model is on {device}"
-    models = [wanted.model]
-    for draft in wanted.drafts:
-        if not isinstance(draft, str):
-            models.append(draft.model if isinstance(draft, DraftModel) else draft)
-    for model in models:
-        if not isinstance(model, Transformer):
-            return f"{type(model).__name__} may wait for the device in its forward pass"
-        for op in _WAITING:
-            served = explain(op, device, model.dtype)
-            if f"{op} on {device}: torch" in served:
-                return served
-    return ""
 
 
 @contextmanager
@@ -152,17 +81,24 @@ class Runners:
         self._too_large: dict[tuple[Any, ...], int] = {}
         self._lock = threading.RLock()
         self._stream: Any = None
+        # what graphs share, of how many bytes, and how to get another
         self._memory: Any = None
+        self._memory_bytes = 0
+        self._new_memory: Callable[[], Any] = lambda: None
         if device.type == "cuda":
             if max_bytes is None:
                 self._max_bytes = int(torch.cuda.mem_get_info(device)[1] * MOST_MEMORY)
             self._stream = torch.cuda.Stream(device)
-            self._memory = torch.cuda.graph_pool_handle()
+            self._new_memory = torch.cuda.graph_pool_handle
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the device that runners hold, idle and in use: graphs, caches, buffers."""
-        return sum(runner.num_bytes for runner in (*self._in_use, *(runner for _, runner in self._idle)))
+        """Memory of the device that runners hold, idle and in use: graphs, caches, buffers.
+
+        What graphs share is given back with the last of them, so those that are gone may still count.
+        """
+        runners = *self._in_use, *(runner for _, runner in self._idle)
+        return sum(runner.own_bytes for runner in runners) + (self._memory_bytes if runners else 0)
 
     def clear(self) -> None:
         """Give back what the idle ones hold."""
@@ -193,11 +129,10 @@ class Runners:
         UsageError
             If enforce_eager=False asks for a runner that the bound leaves no room for.
         """
-        key, rows = wanted.key, bucket(batch)
-        for index, (kind, idle) in enumerate(self._idle):
-            if kind == key and idle.batch_size == rows and idle.capacity >= capacity:
-                self._in_use.append(self._idle.pop(index)[1])
-                return self._in_use[-1]
+        rows = bucket(batch)
+        if (idle := self._find(wanted.key, rows, capacity)) is not None:
+            self._in_use.append(idle)
+            return idle
         room = min(-(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP, wanted.model.max_positions)
         # a ladder that cannot be is no reason to give up graphs
         ladder.rungs(wanted.model, wanted.target, wanted.drafts)
@@ -214,56 +149,75 @@ class Runners:
         """Forget a runner in use."""
         self._in_use = [one for one in self._in_use if one is not runner]
 
+    def _find(self, key: tuple[Any, ...], rows: int, capacity: int) -> Runner | None:
+        """An idle runner that serves, no longer among the idle ones.
+
+        A function of its own, since a loop's variable would keep the last one alive while room is made.
+        """
+        for index, (kind, idle) in enumerate(self._idle):
+            if kind == key and idle.batch_size == rows and idle.capacity >= capacity:
+                return self._idle.pop(index)[1]
+        return None
+
     def _new(self, wanted: Wanted, rows: int, capacity: int) -> Runner:
         """A runner within the bound; one that cannot be runs op by op, and ends with its call."""
         kind = wanted.key, rows, capacity
         size = self._too_large.get(kind)
-        if size is None:
-            try:
-                made = self._make(wanted, rows, capacity, self._memory)
-            except (torch.OutOfMemoryError, UsageError):
-                if not self._idle:
-                    raise
-                self.clear()
-                made = self._make(wanted, rows, capacity, self._memory)
-            size = made.num_bytes
-            if self._admits(size):
+        while size is None:
+            alone = not (self._in_use or self._idle)
+            made = self._made(wanted, rows, capacity, captured=True)
+            if self._admits(made):
                 self._in_use.append(made)
                 return made
-            # its memory is needed for what takes its place
+            size = made.num_bytes if alone or self._in_use else None
+            # its memory is needed for what takes its place: itself, without what graphs before it left, or
+            # rounds op by op
             del made
+            if size is None:
+                self.clear()
         self._tell(wanted, kind, size)
-        return self._make(wanted, rows, capacity, None)
+        return self._made(wanted, rows, capacity, captured=False)
 
-    def _admits(self, size: int) -> bool:
-        """Whether a runner of so many bytes is within the bound; idle ones make room, longest idle first."""
+    def _made(self, wanted: Wanted, rows: int, capacity: int, *, captured: bool) -> Runner:
+        """`_make`; where memory runs out the idle ones are given up."""
+        try:
+            return self._make(wanted, rows, capacity, captured=captured)
+        except (torch.OutOfMemoryError, UsageError):
+            if not self._idle:
+                raise
+        # not in the handler, where the error still holds what was allocated
+        self.clear()
+        return self._make(wanted, rows, capacity, captured=captured)
+
+    def _admits(self, made: Runner) -> bool:
+        """Whether a new runner is within the bound; idle ones make room, longest idle first."""
         if self._max_bytes is None:
             return True
-        if size + sum(runner.num_bytes for runner in self._in_use) > self._max_bytes:
+        least = self._memory_bytes + sum(runner.own_bytes for runner in (made, *self._in_use))
+        if least > self._max_bytes:
             return False
-        while size + self.num_bytes > self._max_bytes:
+        while least + sum(runner.own_bytes for _, runner in self._idle) > self._max_bytes:
             self._idle.pop()
         return True
 
     def _tell(self, wanted: Wanted, kind: tuple[Any, ...], size: int) -> None:
         """Say once why rounds of a kind are not captured; refuse where that was insisted on."""
         _, rows, capacity = kind
+        others = f", of which calls under way hold {self.num_bytes:,}" if self._in_use else ""
         reason = (
             f"{rows} rows of {capacity} positions take {size:,} bytes, and what a model keeps for captured"
-            f" rounds may take {self._max_bytes:,}"
+            f" rounds may take {self._max_bytes:,}{others}"
         )
         way_out = "model.graphs = qspec_decode.graphs.pool.Runners(device, max_bytes) sets another bound"
         if wanted.config.enforce_eager is False:
             raise UsageError(reason, f"{way_out}; enforce_eager=None decodes op by op.")
         if kind not in self._too_large:
-            warnings.warn(
-                f"rounds are not captured as CUDA graphs, which is slower: {reason} ({way_out})", stacklevel=5
-            )
+            warn_of_eager(f"{reason} ({way_out})")
         # beside the runner of a call around this one it may be too large, and alone not
         if self._max_bytes is not None and size > self._max_bytes:
             self._too_large[kind] = size
 
-    def _make(self, wanted: Wanted, rows: int, capacity: int, memory: Any) -> Runner:
+    def _make(self, wanted: Wanted, rows: int, capacity: int, *, captured: bool) -> Runner:
         counts = ladder.num_speculative_tokens(wanted.config, wanted.target, wanted.drafts)
         # tokens that mean nothing stand behind a row's end: the most that a pass takes of a row
         spare = 2 + 2 * max(counts, default=0)
@@ -272,7 +226,14 @@ class Runners:
         run = Run(buffer, seeds, wanted.sampling, spare)
         top = ladder.build(run, wanted.model, wanted.target, wanted.drafts, wanted.config, fixed=True)
         assert isinstance(top, FixedLevel)
-        return Runner(run, top, wanted.eos, memory)
+        if not captured:
+            return Runner(run, top, wanted.eos, None)
+        if not (self._in_use or self._idle):
+            # PyTorch refuses the handle of memory whose graphs are all gone
+            self._memory, self._memory_bytes = self._new_memory(), 0
+        made = Runner(run, top, wanted.eos, self._memory)
+        self._memory_bytes += made.graph_bytes
+        return made
 
 
 def bucket(batch: int) -> int:

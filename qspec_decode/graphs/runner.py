@@ -55,11 +55,20 @@ class Runner:
         return self._run.capacity
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of the device that it holds: graph, caches, buffers."""
+    def graph_bytes(self) -> int:
+        """Memory of the device that its graph took of what graphs share, beyond what that had before."""
+        return self._rounds.num_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory of the device that nothing else holds: caches, buffers."""
         caches = {id(level.cache): level.cache for level in self._top.connect()}.values()
-        held = sum(getattr(cache, "num_bytes", 0) for cache in caches)
-        return self._rounds.num_bytes + held + self._run.buffer.ids.nbytes
+        return sum(getattr(cache, "num_bytes", 0) for cache in caches) + self._run.buffer.ids.nbytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the device that it was made with: graph, caches, buffers."""
+        return self.graph_bytes + self.own_bytes
 
     def start(self, prompts: list[list[int]], seeds: list[RowSeed]) -> None:
         """Take in the prompts of a call; whatever an earlier one left is forgotten."""

@@ -32,7 +32,7 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Journal:
 
     def init(self: pool.Runners, device: torch.device) -> None:
         make(self, device)
-        self._memory = (0, 0)
+        self._new_memory = lambda: (0, 0)
 
     monkeypatch.setattr(pool.Runners, "__init__", init)
     return journal

@@ -10,6 +10,7 @@ from torch import Tensor
 from qspec_decode import generate, speculate
 from qspec_decode.graphs import pool
 from qspec_decode.graphs.capture import Captured
+from qspec_decode.graphs.wanted import Wanted
 from qspec_decode.ladder import SpeculativeConfig
 from qspec_decode.noise import row_seeds
 from qspec_decode.sampling import SamplingParams
@@ -36,7 +37,7 @@ def test_every_row_has_a_number_of_drafts_of_its_own(
         "enforce_eager": True,
     }
     for k, prompt in enumerate(prompts):
-        alone = options | {"seed": [seeds[k]], "enforce_eager": True}
+        alone = options | {"seed": [seeds[k]]}
         out = (
             speculate(model, [prompt], draft="mxfp4", num_speculative_tokens=k, **alone)
             if k
@@ -51,10 +52,10 @@ def _captured(
     model: Any, prompts: list[list[int]], seeds: list[tuple[int, int]], temperature: float
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Drafts of each row round by round, and its new tokens; row r drafts r tokens at the most."""
-    wanted = pool.Wanted(
+    wanted = Wanted(
         model, "bf16", ["mxfp4"], SpeculativeConfig(K), SamplingParams(temperature=temperature), frozenset()
     )
-    runner = pool.Runners(torch.device("cpu"))._make(wanted, K + 1, 32, None)
+    runner = pool.Runners(torch.device("cpu"))._make(wanted, K + 1, 32, captured=False)
     top, rows = runner._top, torch.arange(K + 1)
     lengths, ends = torch.ones(2, K + 1, dtype=torch.int64)
     most = rows + 1

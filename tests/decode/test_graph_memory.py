@@ -2,13 +2,14 @@
 
 import random
 import warnings
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
 from qspec_decode import speculate
-from qspec_decode.graphs import pool
+from qspec_decode.graphs import pool, wanted
 from qspec_decode.graphs.capture import Called
 from qspec_decode.graphs.runner import Runner
 from qspec_decode.ladder import SpeculativeConfig
@@ -34,7 +35,7 @@ def size(model: Any) -> int:
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds are captured unless a call says otherwise, as on a GPU."""
-    monkeypatch.setattr(pool, "eager_because", lambda wanted: "")
+    monkeypatch.setattr(wanted, "eager_because", lambda _: "")
 
 
 def of_lookup(n: int, *, enforce_eager: bool | None = False) -> SpeculativeConfig:
@@ -67,13 +68,16 @@ def test_one_runner_that_is_too_large_runs_op_by_op(
     monkeypatch.setattr(Runner, "__init__", init)
     expected = speculate(model, [[1, 2]], config=of_lookup(4, enforce_eager=True), **OPTIONS)
     model.graphs = pool.Runners(CPU, max_bytes=size - 1)
-    model.graphs._memory = "what graphs share"
+    model.graphs._new_memory = lambda: "what graphs share"
     monkeypatch.setattr("qspec_decode.graphs.runner.Captured", lambda function, *_: Called(function))
     message = (
         rf"slower: 1 rows of 40 positions take {size:,} bytes, .* may take {size - 1:,} \(model.graphs ="
     )
-    with pytest.warns(UserWarning, match=message):
+    # which checks types of what the package calls here
+    monkeypatch.setattr(wanted, "_BETWEEN", (*wanted._BETWEEN, "jaxtyping"))
+    with pytest.warns(UserWarning, match=message) as warned:
         first = speculate(model, [[1, 2]], config=of_lookup(4, enforce_eager=None), **OPTIONS)
+    assert warned[0].filename == __file__
     assert same(first, expected)
     assert model.graphs.num_bytes == 0
     # it was made to be looked at once, and is told of once
@@ -104,7 +108,8 @@ def test_what_is_in_use_counts(model: Any, size: int) -> None:
             self, rows: list[int], tokens: list[list[int]], num_drafted: list[int], num_accepted: list[int]
         ) -> None:
             if not seen:
-                with pytest.warns(UserWarning, match="may take"):
+                message = f"take {size:,} bytes, .* may take {2 * size - 1:,}, of which .* hold {size:,} "
+                with pytest.warns(UserWarning, match=message):
                     speculate(model, [[1, 2]], config=of_lookup(5, enforce_eager=None), **OPTIONS)
             seen.append(model.graphs.num_bytes)
 
@@ -138,3 +143,85 @@ def test_a_call_that_fails_leaves_nothing_in_use(model: Any, size: int) -> None:
 def test_a_bound_is_a_number_of_bytes(most: Any) -> None:
     with pytest.raises(UsageError, match=r"max_bytes is .*; expected an integer, at least 0"):
         pool.Runners(CPU, max_bytes=most)
+
+
+class SharedMemory:
+    """What graphs of one handle share, as CUDA's allocator keeps it: it grows to what the largest of them
+    needs, is given back with the last of them, and then its handle is worth nothing.
+
+    `needs` are the bytes of the graphs to come.
+    """
+
+    def __init__(self) -> None:
+        self.needs: list[int] = []
+        self.size, self.handle = 0, -1
+        self.graphs = weakref.WeakSet[Any]()
+
+    def new(self) -> int:
+        assert not self.graphs
+        self.size, self.handle = 0, self.handle + 1
+        return self.handle
+
+    def capture(self, function: Any, handle: int, _depth: int) -> Called:
+        graph = Called(function)
+        assert handle == self.handle
+        assert self.graphs or self.size == 0, "a handle whose graphs are all gone"
+        grown = max(self.size, self.needs.pop(0))
+        graph.num_bytes, self.size = grown - self.size, grown
+        self.graphs.add(graph)
+        return graph
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> SharedMemory:
+    found = SharedMemory()
+    monkeypatch.setattr("qspec_decode.graphs.runner.Captured", found.capture)
+    return found
+
+
+def with_bound(model: Any, shared: SharedMemory, most: int) -> None:
+    model.graphs = pool.Runners(CPU, max_bytes=most)
+    model.graphs._new_memory = shared.new
+
+
+def test_what_graphs_share_counts_until_the_last_is_gone(model: Any, size: int, shared: SharedMemory) -> None:
+    """`size` is what a runner holds without its graph."""
+    with_bound(model, shared, 2 * size + 1000)
+    shared.needs = [600, 100, 900]
+    for n, held in ((5, size + 600), (6, 2 * size + 600), (7, 2 * size + 900)):
+        speculate(model, [[1, 2]], config=of_lookup(n), **OPTIONS)
+        assert model.graphs.num_bytes == held
+        assert shared.size == held - size * len(model.graphs._idle)
+    # the one that made it grow is gone, what it grew by is not
+    assert [key[3][1] for key, _ in model.graphs._idle] == [7, 6]
+    model.graphs.clear()
+    assert (model.graphs.num_bytes, len(shared.graphs)) == (0, 0)
+    shared.needs = [200]
+    out = speculate(model, [[1, 2]], config=of_lookup(5), **OPTIONS)
+    assert shared.handle == 1
+    assert model.graphs.num_bytes == out.graph_bytes == size + 200
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_a_dropped_graph_left_is_in_nobodys_way(model: Any, size: int, shared: SharedMemory) -> None:
+    class Nested:
+        def put(
+            self, rows: list[int], tokens: list[list[int]], num_drafted: list[int], num_accepted: list[int]
+        ) -> None:
+            if shared.needs:
+                with pytest.warns(UserWarning, match=f"take {size + 800:,} bytes"):
+                    speculate(model, [[1, 2]], config=of_lookup(5, enforce_eager=None), **OPTIONS)
+            assert model.graphs.num_bytes == size + 900
+
+        def end(self) -> None: ...
+
+    with_bound(model, shared, 2 * size + 500)
+    shared.needs = [100, 900]
+    speculate(model, [[1, 2]], config=of_lookup(4), streamer=Nested(), **OPTIONS)
+    assert shared.size == model.graphs.num_bytes - size == 900
+    # too much beside that; alone it fits
+    model.graphs._max_bytes = size + 500
+    shared.needs = [100, 100]
+    speculate(model, [[1, 2]], config=of_lookup(6), **OPTIONS)
+    assert [key[3][1] for key, _ in model.graphs._idle] == [6]
+    assert (shared.needs, shared.size, model.graphs.num_bytes) == ([], 100, size + 100)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -135,12 +136,16 @@ def test_idle_runners_are_given_up_when_memory_runs_out(monkeypatch: pytest.Monk
     model = Case(random.Random(2), [], 0.0).model
     options: dict[str, Any] = {"draft": "mxfp4", "max_new_tokens": 2, "enforce_eager": False}
     speculate(model, [[1, 2]], num_speculative_tokens=1, **options)
-    make = pool.Runners._make
+    make, tried = pool.Runners._make, list[weakref.ref[torch.Tensor]]()
 
-    def short(self: pool.Runners, *arguments: Any) -> Runner:
+    def short(self: pool.Runners, *arguments: Any, **named: Any) -> Runner:
         if self._idle:
+            allocated = torch.zeros(1)
+            tried.append(weakref.ref(allocated))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return make(self, *arguments)
+        # neither is what was allocated before memory ran out
+        assert [one() for one in tried] == [None]
+        return make(self, *arguments, **named)
 
     monkeypatch.setattr(pool.Runners, "_make", short)
     out = speculate(model, [[1, 2]], num_speculative_tokens=2, **options)

@@ -13,7 +13,8 @@ import torch
 from qspec_decode import DraftModel, load, load_options, memory, speculate
 from qspec_decode import config as configs
 from qspec_decode.cache import KVCache
-from qspec_decode.graphs import pool
+from qspec_decode.graphs import wanted
+from qspec_decode.graphs.wanted import Wanted, captures
 from qspec_decode.ladder import SpeculativeConfig
 from qspec_decode.sampling import SamplingParams
 from qspec_kernels import UsageError
@@ -79,27 +80,27 @@ def test_a_draft_on_another_device_is_refused() -> None:
         speculate(model, [[1]], draft=DraftModel(there))
 
 
-def _wanted(model: Any, enforce_eager: bool | None = None) -> pool.Wanted:
+def _wanted(model: Any, enforce_eager: bool | None = None) -> Wanted:
     config = SpeculativeConfig(enforce_eager=enforce_eager)
-    return pool.Wanted(model, "bf16", [], config, SamplingParams(), frozenset())
+    return Wanted(model, "bf16", [], config, SamplingParams(), frozenset())
 
 
 def test_rounds_are_captured_on_gpus_with_kernels_and_nowhere_else(
     family: Families, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(family("llama")[0])
-    assert not pool.captures(_wanted(model))
-    assert pool.captures(_wanted(model, enforce_eager=False))
+    assert not captures(_wanted(model))
+    assert captures(_wanted(model, enforce_eager=False))
     model.device = torch.device("cuda:0")
     with pytest.warns(UserWarning, match="not captured as CUDA graphs.*attention on cuda:0: torch"):
-        assert not pool.captures(_wanted(model))
-    monkeypatch.setattr(pool, "explain", lambda op, device, dtype: f"{op} on {device}: triton (sm_90)")
-    assert pool.captures(_wanted(model))
-    assert not pool.captures(_wanted(model, enforce_eager=True))
+        assert not captures(_wanted(model))
+    monkeypatch.setattr(wanted, "explain", lambda op, device, dtype: f"{op} on {device}: triton (sm_90)")
+    assert captures(_wanted(model))
+    assert not captures(_wanted(model, enforce_eager=True))
     foreign: Any = TabularModel(random_tables(7, 1, {}))
     foreign.device = model.device
     with pytest.warns(UserWarning, match="TabularModel may wait for the device"):
-        assert not pool.captures(_wanted(foreign))
+        assert not captures(_wanted(foreign))
 
 
 @pytest.mark.usefixtures("untyped")
