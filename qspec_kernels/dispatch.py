@@ -175,6 +175,14 @@ def compiles(device: torch.device) -> bool:
     return any(backend in _GPU_LIBRARIES for backend in _BACKENDS.get(device.type, ()))
 
 
+def lacking(backend: str, capability: tuple[int, int]) -> str:
+    """What a backend lacks to compile and launch for such a GPU, with the way out; empty where nothing."""
+    library = _GPU_LIBRARIES.get(backend)
+    if library is not None and find_spec(library) is None:
+        return f"{library} is not installed ({_WAYS_OUT[backend]})"
+    return "" if library is None else _tools_refusal(backend, capability)
+
+
 def recording() -> bool:
     """Whether this thread is recording a program (see `program`)."""
     return getattr(_state, "recording", False)
@@ -215,19 +223,21 @@ def _gpu_refusal(
         return "is for NVIDIA's GPUs, and this PyTorch is built for AMD's (Triton serves both)"
     if find_spec(_GPU_LIBRARIES[backend]) is None:
         return f"{_GPU_LIBRARIES[backend]} is not installed ({_WAYS_OUT[backend]})"
+    capability = None if _amd() else _capability(device)
     if _amd():
-        if op.startswith("linear_mxfp4"):
-            return "its compiler for AMD's GPUs fails at MXFP4 weights (plain PyTorch serves them)"
-        return "" if torch.cuda.is_available() else f"no AMD device is at hand ({_CPUS})"
-    capability = _capability(device)
-    if capability is None:
+        if not torch.cuda.is_available():
+            return f"no AMD device is at hand ({_CPUS})"
+    elif capability is None:
         return f"no NVIDIA device is at hand ({_CPUS})"
-    if capability < _LEAST_CAPABILITY:
+    elif capability < _LEAST_CAPABILITY:
         needed = _sm(_LEAST_CAPABILITY)
         return f"needs {needed} or later; the device is {_sm(capability)} (plain PyTorch serves it)"
-    why_not = getattr(_module(backend, op), "why_not", None)
-    limits = (capability, sizes) if why_not and len(signature(why_not).parameters) > 1 else (capability,)
-    return (why_not(*limits) if why_not else "") or _tools_refusal(backend, capability)
+    # first, for with an old library the op's own file cannot be imported
+    reason = _tools_refusal(backend, capability)
+    why_not = None if reason or capability is None else getattr(_module(backend, op), "why_not", None)
+    if why_not is None:
+        return reason
+    return why_not(capability, sizes) if len(signature(why_not).parameters) > 1 else why_not(capability)
 
 
 def _amd() -> bool:
@@ -244,8 +254,8 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 @cache
-def _tools_refusal(backend: str, capability: tuple[int, int]) -> str:
-    """What compiling and launching for such a GPU lacks, with the way out; empty where nothing is lacking."""
+def _tools_refusal(backend: str, capability: tuple[int, int] | None) -> str:
+    """What compiling for such a GPU (None: one of AMD's) or launching lacks, with the way out; else empty."""
     tools = importlib.import_module(f"qspec_kernels.backends.{backend}.{_TOOLS[backend]}")
     return tools.why_not(capability)
 

@@ -58,7 +58,8 @@ def explain(
         rest += _by_size(choice, *asked)
     if phase == "prefill" and choice.name == op:
         refusals = dispatch.choose(f"{op}_prefill", *asked, sizes=sizes).refusals
-        rest += [f"not {op}_prefill of {reason}" for reason in refusals if dispatch.NO_KERNEL not in reason]
+        known = (*choice.refusals, dispatch.NO_KERNEL)
+        rest += [f"not {op}_prefill of {reason}" for reason in refusals if not reason.endswith(known)]
     line = f"{choice.name} on {device}: {_compiled_for(choice)}{_because(choice, sizes)}"
     return "; ".join((line, *rest))
 
@@ -79,12 +80,13 @@ def _because(choice: dispatch.Choice, sizes: tuple[int, ...] | None) -> str:
 
 
 def _by_size(choice: dispatch.Choice, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
-    """What calls get that are small enough for a row of the table, if sizes are not known."""
+    """What calls get that are small enough for a row of the table, if sizes are not known; refusals once."""
     for row in preferences.rows_by_size(choice.name, choice.capability) if choice.capability else ():
         first = row.backends[0]
         reason = dispatch.refusal(first, choice.name, device, dtype, None)
-        what = f"not {first}: {reason}" if reason else f"{first} first, because {row.why}"
-        yield f"for sizes up to {row.largest} {what}"
+        if f"{first}: {reason}" not in choice.refusals:
+            what = f"not {first}: {reason}" if reason else f"{first} first, because {row.why}"
+            yield f"for sizes up to {row.largest} {what}"
 
 
 @cache

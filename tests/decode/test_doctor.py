@@ -202,6 +202,8 @@ def test_the_text_explains_every_op_of_a_gpu(quick: None, torch_backend: None, h
     assert "gpu NVIDIA H100, 9.0, 85.9 GB" in head
     refusal = "needs sm_80 or later; the device is sm_75 (plain PyTorch serves it)"
     assert f"linear_fp32 on cuda: torch; not triton: {refusal};" in ops
+    # who is refused for calls of any size is not refused for small ones again
+    assert "for sizes" not in ops
     for text, named in ((ops, doctor.OPS), (prefill, doctor.LINEARS)):
         assert text.count(" on cuda: ") == len(named)
         assert all(f"{op} on cuda: torch; not" in text for op in named)

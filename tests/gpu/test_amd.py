@@ -20,6 +20,8 @@ def variant(op, end, arch=_launch.AMD_ARCH):
     ("op", "end", "opcode"),
     [
         ("linear_w4a8", "4096x4096 m=64", "v_mfma_i32"),
+        # where the compiler ends the process if nibbles become vectors of 4-bit integers
+        ("linear_mxfp4a16", "bf16 g32 4096x4096 m=4096", "v_mfma_f32"),
         # a tile of the sizes of sm_86 takes 80 KiB
         ("linear_w4a16_prefill", "4096x4096 m=512", "v_mfma_f32"),
         # there is no TF32 in three products
@@ -47,6 +49,23 @@ def test_shared_memory_that_is_too_much_is_seen(tmp_path, monkeypatch):
     monkeypatch.setitem(_tiles.SHARED, _launch.AMD_ARCH, _tiles.SHARED[86])
     found = build_amd.wrong(variant("linear_bf16_prefill", "4096x4096 m=512"), str(tmp_path))
     assert found == "linear_bf16_prefill 4096x4096 m=512: 73728 bytes of shared memory"
+
+
+def test_instructions_that_follow_the_tokens_are_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.runtime.driver, "_active", build_amd.DRIVER)
+    # a tile of 16 tokens
+    found = build_amd.wrong(variant("linear_bf16", "bf16 4096x4096 m=16", 86), str(tmp_path))
+    assert found == "linear_bf16 bf16 4096x4096 m=16: ['v_mfma_f32_16x16x16_bf16']"
+
+
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("step_bytes", [(16, 64), (32, 128), (64, 256), (64, 512)])
+def test_tiles_are_no_narrower_than_the_instruction(integer, step_bytes):
+    def tile(m, n):
+        return _tiles.linear(m, n, _launch.AMD_ARCH, step_bytes=step_bytes, integer=integer)
+
+    tiles = {tile(m, n) for m in range(1, 200) for n in (48, 28672)}
+    assert min(min(one.block_m, one.block_n) for one in tiles) == (16 if integer else 32)
 
 
 def test_launches_are_of_a_size_that_amds_devices_take(monkeypatch):

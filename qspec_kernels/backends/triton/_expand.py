@@ -97,13 +97,16 @@ mov.b32 up, 0x7F007F00;
 mov.b32 zero, 0x80008000;{_mxfp4_pair("0x1404", 0)}{_mxfp4_pair("0x3424", 1)}
 }}""")
 
+# Twice the magnitudes, a hexadecimal digit each, as an int32. Looked up and not computed: of arithmetic on a
+# nibble's bits LLVM makes vectors of 4-bit integers, at which its compiler for AMD's GPUs ends the process.
+MAGNITUDES = tl.constexpr(0xC8643210 - (1 << 32))
+
 
 @triton.jit
 def _number(nibble, MXFP4: tl.constexpr):
     """The integer that a nibble stands for: code, or twice the E2M1 value; int32."""
     if MXFP4:
-        index = nibble & 7
-        magnitude = tl.where(index < 4, index, (2 + (index & 1)) << (tl.maximum(index >> 1, 1) - 1))
+        magnitude = (MAGNITUDES >> (nibble & 7) * 4) & 15
         return tl.where(nibble < 8, magnitude, -magnitude)
     return nibble - 8
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from qspec_kernels.backends.triton._sizes import next_power_of_2
 
-# AMD's devices are architecture 0: gfx942's, of an MI300X
-# multiprocessors of an architecture's usual device: a constant, so that results do not vary inside one
+# multiprocessors of an architecture's usual device (0: AMD's, as gfx942 of an MI300X): a constant, so that
+# results do not vary inside one
 PROCESSORS = {0: 304, 80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 # bytes of shared memory that a program can have
 _KIB = {0: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -75,12 +75,18 @@ def linear(m: int, n: int, arch: int, *, step_bytes: tuple[int, int], integer: b
     if block_n >= 64 and arch // 10 in (9, 10):
         # for 8 tokens Triton 3.7 takes a narrow instruction, and sums of floats would be others
         block_m = max(16, block_m)
+    least = 1
+    if arch == 0:
+        # AMD's compiler takes the matrix instruction by a tile's sizes, below 16 often none. From 32 by 32 on
+        # it is the same one, so that sums of floats are
+        least = 16 if integer else 32
+        block_m = max(least, block_m)
     # enough ahead to keep some 32 KiB on their way, and no more than half of what there is
     half = nearest(arch, SHARED) // 2
     step = block_n * step_bytes[0] + block_m * step_bytes[1]
     if warps == 4 and half < 3 * step:
         # too little for a step in use and two on their way
-        block_m //= 2
+        block_m = max(least, block_m // 2)
         step = block_n * step_bytes[0] + block_m * step_bytes[1]
     ahead = min(max(3, 32768 // step), 8, half // step)
     return Tile(block_n, block_m, warps, max(2, ahead))
