@@ -42,9 +42,9 @@ def draw(results: Path, folder: Path) -> None:
 
 def drawings(document: Document) -> dict[Callable[[Document], Any], str]:
     """What can be drawn of a document, with names of the files."""
-    device = re.sub(r"[^a-z0-9]+", "_", document["gpu"]["name"].lower())
+    of = re.sub(r"[^a-z0-9]+", "_", f"{document['gpu']['name']} {document['machine']['date']}".lower())
     found = {kernels: linears(document), decoding: decoded(document)}
-    return {drawing: f"{device}_{drawing.__name__}.svg" for drawing, there in found.items() if there}
+    return {drawing: f"{of}_{drawing.__name__}.svg" for drawing, there in found.items() if there}
 
 
 def _image(document: Document, drawing: Callable[[Document], Any], text: str) -> Iterator[str]:
@@ -54,14 +54,14 @@ def _image(document: Document, drawing: Callable[[Document], Any], text: str) ->
 
 def failure_texts(document: Document) -> str:
     """What is wrong on a device, with the reasons; empty where nothing is."""
-    checks, decoded = document.get("correctness", {}), document.get("decoding", {})
+    checks, later = document.get("correctness", {}), document.get("decoding", {})
     wrong, left_out = checks.get("failures", ()), checks.get("unchecked", ())
     texts = [f"{len(wrong)} of {checks['checked']} checks failed and nothing was timed"] if wrong else []
     for part, what in (
         (document.get("failures"), "kernels that could not be timed"),
-        (decoded.get("failures"), "failures in decoding"),
-        (decoded.get("unequal"), "texts that are not what they have to be"),
-        (left_out, "checks left out for lack of time"),
+        (later.get("failures"), "failures in decoding"),
+        (later.get("unequal"), "texts that are not what they have to be"),
+        (left_out, "checks left out"),
     ):
         texts += [f"{what}: {len(part)}"] if part else []
     if not texts:
@@ -244,7 +244,7 @@ def training_texts(document: Document) -> Iterator[str]:
         ["", "bits per byte"],
         ([f"`{one['precision']}`", f"{one['bits_per_byte']:.4f}"] for one in document["precisions"]),
     )
-    decoded = {(one["target"], one["draft"]): one for one in document["acceptance"]}
+    accepted = {(one["target"], one["draft"]): one for one in document["acceptance"]}
     yield (
         "Drafts: where they say the same as their target over text that people wrote, greedily and sampled; "
         "the chance α that one stands in decoding, and what a row then commits in a round."
@@ -253,7 +253,7 @@ def training_texts(document: Document) -> Iterator[str]:
         ["", "same token", "sampled stands", "α", "tokens of a round"],
         (
             [f"`{one['target']} <- {one['draft']}`", f"{one['top1']:.3f}", f"{one['sampled']:.3f}",
-             *(f"{decoded[one['target'], one['draft']][name]:.3f}"
+             *(f"{accepted[one['target'], one['draft']][name]:.3f}"
                for name in ("per_token_acceptance", "mean_acceptance_length"))]
             for one in document["agreement"]
         ),

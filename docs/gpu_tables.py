@@ -6,6 +6,7 @@ conf.py hands `substitutions` to MyST, so that no register count and no time on 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import gpu_loops
 from measured import Document, table
 
 from qspec_kernels.hadamard_matrix import factor
@@ -62,6 +63,7 @@ def substitutions(triton: Document, cuda: Document) -> dict[str, str]:
         **attention_texts(triton["archs"]),
         **hadamard_texts(triton["archs"], cuda["archs"]),
         **linear_texts(cuda["archs"]),
+        **gpu_loops.loop_texts(triton["archs"], cuda["archs"]),
     }
 
 

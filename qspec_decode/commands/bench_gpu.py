@@ -54,7 +54,8 @@ def gpu(
 ) -> None:
     """Check every GPU kernel of this machine, then time it, then decode: what to run first on a new GPU.
 
-    Checked are the kernels of each backend (CUDA, Triton) for itself, on small shapes and on ones with tails:
+    Checked first is whether matrix instructions lay out their operands as the CUDA kernels take for granted.
+    Then the kernels of each backend (CUDA, Triton) for itself, on small shapes and on ones with tails:
     against float64 on the CPU, integer results bit for bit; that a row is the same, bit for bit, whatever
     rows share its call; that a replay of a CUDA graph gives what the call gave; and the ops, on each backend,
     by PyTorch's opcheck and under torch.compile. One failure and nothing is timed: a table says what is

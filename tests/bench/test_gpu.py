@@ -33,6 +33,7 @@ def test_the_document(device: Standin) -> None:
     kinds, made = document["correctness"]["kinds"], [case for op in FEW for case in cases.cases(op)]
     counts, repeated = len(correctness.COUNTS), sum(len(case.repeated) for case in made)
     assert {kind: one["checked"] for kind, one in kinds.items()} == {
+        "fragments": 0,
         "error": counts * len(made),
         "graph": counts * len(made),
         # not of all rows, which the others are compared with

@@ -158,9 +158,11 @@ def test_a_kernel_that_raises_is_in_the_table(device: Standin, mutate: Mutate) -
         raise RuntimeError("an illegal memory access\nand more")
 
     mutate("linear_w4a8", raising)
-    failures = measured(device, ops=["linear_w4a8", "linear_w4a16"])["correctness"]["failures"]
-    assert {one["failed"] for one in failures} == {"RuntimeError: an illegal memory access"}
-    assert len(failures) == 20
+    found = measured(device, ops=["linear_w4a8", "linear_w4a16"])["correctness"]
+    assert {one["failed"] for one in found["failures"]} == {"RuntimeError: an illegal memory access"}
+    assert len(found["failures"]) == 20
+    # the rest is not looked at, which is said
+    assert {"linear_w4a8 by PyTorch", "linear_w4a16 by PyTorch"} <= set(found["unchecked"])
 
 
 def last_of_equals(right: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ def sm_89(device: Standin, monkeypatch: pytest.MonkeyPatch) -> Standin:
     launcher = importlib.import_module("qspec_kernels.backends.cuda.hadamard_quantize_act")
     monkeypatch.setattr(launcher._launch, "arch", lambda _: 89)
     monkeypatch.setattr(launcher._launch, "launch", lambda *_: pytest.fail("there is room for it"))
-    monkeypatch.setitem(backends._LIBRARIES, "cuda", "torch")
+    monkeypatch.setattr(backends, "lacking", lambda *_: "")
     monkeypatch.setattr(checks, "run", lambda *_: {"failures": [], "unchecked": []})
     device.capability, device.backends = (8, 9), ("cuda", "torch")
     return device
@@ -89,16 +89,45 @@ def test_a_width_that_a_gpu_has_no_room_for_costs_nothing_else(
     }
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_backends_that_cannot_compile_for_a_gpu_are_left_out(
+    device: Standin, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """What is installed may be older than the GPU."""
+    dispatch = importlib.import_module("qspec_kernels.dispatch")
+    device.backends, device.capability = (backend, "torch"), (12, 1)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
+    monkeypatch.setattr(
+        dispatch, "_tools_refusal", lambda *of: "{} does not know sm_{}{}".format(of[0], *of[1])
+    )
+    assert backends.refusal(device, backend, "linear_w4a8") == f"{backend} does not know sm_121"
+    assert backends.serving(device, "linear_w4a8") == ["torch"]
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    assert "is not installed (" in backends.refusal(device, backend, "linear_w4a8")
+    assert backends.refusal(device, backend, "nothing") == "has no such kernel"
+    assert backends.lacking(device, "cpp") == "cpp is no backend of this device"
+
+
 @pytest.mark.parametrize(
-    ("error", "part", "text"),
+    ("error", "part", "what", "text"),
     [
-        (torch.OutOfMemoryError(), "dropped", "there is not enough memory on the device"),
-        (KernelUnavailable("no compiler"), "dropped", "no compiler"),
-        (RuntimeError("illegal address\nand more"), "failures", "RuntimeError: illegal address"),
+        (
+            torch.OutOfMemoryError(),
+            "dropped",
+            "linears of 512x64, M = 3",
+            "there is not enough memory on the device",
+        ),
+        (KernelUnavailable("no compiler"), "dropped", "linear_w4a16 (torch) of 512x64", "no compiler"),
+        (
+            RuntimeError("illegal address\nand more"),
+            "failures",
+            "linear_w4a16 (torch) of 512x64, M = 3",
+            "RuntimeError: illegal address",
+        ),
     ],
 )
-def test_a_task_that_fails_does_not_cost_the_others(
-    device: Standin, mutate: Mutate, error: Exception, part: str, text: str
+def test_what_fails_does_not_cost_the_others(
+    device: Standin, mutate: Mutate, error: Exception, part: str, what: str, text: str
 ) -> None:
     def failing(right: Callable[..., Any], *args: Any) -> Any:
         if len(args[0]) == 3 and args[-2] == 512:
@@ -107,7 +136,9 @@ def test_a_task_that_fails_does_not_cost_the_others(
 
     mutate("linear_w4a16", failing)
     document = measured(device, ops=["linear_w4a16"], shapes=["512x64"], rows=[1, 3, 5])
-    assert {row["m"] for row in document["rows"]} == {1, 5}
-    told = {"what": "linears of 512x64, M = 3", "reason" if part == "dropped" else "error": text}
-    assert document[part] == [told]
+    assert {row["m"] for row in document["rows"] if not row["peer"]} == {1, 5}
+    # a kernel that fails costs itself, memory that runs out all that shares it
+    peers = {row["m"] for row in document["rows"] if row["peer"]}
+    assert peers == ({1, 5} if isinstance(error, torch.OutOfMemoryError) else {1, 3, 5})
+    assert document[part] == [{"what": what, "reason" if part == "dropped" else "error": text}]
     assert document["finished"]

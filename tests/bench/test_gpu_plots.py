@@ -49,7 +49,7 @@ def test_drawings_have_every_line_and_the_page_shows_them(docs: Any, tmp_path: P
     (results / "gpu_bench_some.json").write_text(json.dumps(found))
     docs.draw(results, tmp_path)
     written = {path.name for path in tmp_path.glob("*.svg")}
-    assert written == {"gpu_kernels.svg", "gpu_decoding.svg"}
+    assert written == {f"gpu_2026_01_02t03_04_05_{name}.svg" for name in ("kernels", "decoding")}
     shown = re.findall(r"measured/(\w+\.svg)", "".join(docs.substitutions([found]).values()))
     assert set(shown) == written
     # what was not measured is not drawn

@@ -4,8 +4,8 @@
     python -m tests.gpu.build_table --check   # fails where something is worse than what is committed
 
 An entry holds registers a thread, bytes of local memory (`stack`) and of shared memory, the number of
-instructions, how often those opcodes occur that say how a kernel works, and how often inner loops touch local
-memory (`local_in_loops`).
+instructions, how often those opcodes occur that say how a kernel works, how often inner loops touch local
+memory (`local_in_loops`), and what a turn of the longest loop around matrix units issues (`loop`).
 """
 
 import argparse
@@ -29,7 +29,7 @@ from triton.compiler import ASTSource
 
 from qspec_kernels.backends import triton as backend
 from qspec_kernels.backends.triton._variants import ARCHS, Variant
-from tests.gpu.loops import inner_loops, instructions
+from tests.gpu.loops import Instruction, inner_loops, instructions
 
 TABLE = Path(__file__).parents[2] / "docs" / "results" / "gpu_build_triton.json"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -43,7 +43,8 @@ ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
 # products and sums that are rounded once: those of the source, and what division and exponentials are made of
 FUSED = ("FFMA", "FFMA2")
 COUNTED = ("LDGSTS", *LOCAL, "SHFL", *FUSED, *ATOMICS)
-REGISTERS_ALLOWED = 1.1
+# of the registers, and of the instructions of a turn, that are committed
+ALLOWED = 1.1
 # linears that sum integers and then round each product and each sum
 INTEGER_LINEAR = re.compile(r"linear_\w+a[48](_prefill)?\b")
 
@@ -84,7 +85,8 @@ def entry_of(listing: str, shared: int) -> Entry:
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing)
     assert usage, listing[:1000]
     code = instructions(listing)
-    inner = {one for loop in inner_loops(code, MATRIX_UNITS) for one in loop}
+    loops = list(inner_loops(code, MATRIX_UNITS))
+    inner = {one for loop in loops for one in loop}
     opcodes, found = [one.opcode for one in code], Counter()
     for opcode in opcodes:
         stem = stem_of(opcode)
@@ -100,7 +102,15 @@ def entry_of(listing: str, shared: int) -> Entry:
         "instructions": len(opcodes) - opcodes.count("NOP"),
         "opcodes": dict(sorted(found.items())),
         "local_in_loops": sum(one.stem in LOCAL for one in inner),
+        "loop": max(map(_turn, loops), key=lambda turn: turn["instructions"], default=_turn([])),
     }
+
+
+def _turn(loop: list[Instruction]) -> Entry:
+    """Instructions of a turn of a loop and its matrix units; none of a loop that has no matrix unit."""
+    units = Counter(one.opcode for one in loop if one.stem in MATRIX_UNITS)
+    count = sum(one.stem != "NOP" for one in loop) if units else 0
+    return {"instructions": count, "opcodes": dict(sorted(units.items()))}
 
 
 def stem_of(opcode: str) -> str:
@@ -125,12 +135,15 @@ def faults(variant: Variant, entry: Entry, committed: Entry | None, *, exact: bo
     if committed is None:
         yield "not in the table; run python -m tests.gpu.build_table"
         return
-    if entry["registers"] > committed["registers"] * REGISTERS_ALLOWED:
+    if entry["registers"] > committed["registers"] * ALLOWED:
         yield f"{entry['registers']} registers, {committed['registers']} in the table"
     if entry["stack"] > committed["stack"]:
         yield f"{entry['stack']} bytes of local memory, {committed['stack']} in the table"
     if entry["shared"] > committed["shared"]:
         yield f"{entry['shared']} bytes of shared memory, {committed['shared']} in the table"
+    turn, turns = (one["loop"]["instructions"] for one in (entry, committed))
+    if turn > turns * ALLOWED:
+        yield f"{turn} instructions in a turn of the loop, {turns} in the table"
     found, before = Counter(entry["opcodes"]), Counter(committed["opcodes"])
     units, expected = (
         [one for one in sorted(some) if stem_of(one) in MATRIX_UNITS] for some in (found, before)

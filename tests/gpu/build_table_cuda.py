@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-from qspec_kernels.backends.cuda import _float, _integer, _nvrtc, hadamard_quantize_act
+from qspec_kernels.backends.cuda import _float, _fragments, _integer, _nvrtc, hadamard_quantize_act
 from qspec_kernels.backends.cuda._compile import Kernel, options
 from qspec_kernels.backends.cuda._tiles import ROWS
 from tests.gpu.build_table import TOOLS, Entry, entry_of, faults
@@ -74,6 +74,7 @@ def variants(arch: int) -> Iterator[Variant]:
             if aligned or (width, base, group) in UNALIGNED_ROTATIONS:
                 kernel = hadamard_quantize_act.kernel(width, width, base, group, bf16=bf16, aligned=aligned)
                 yield Variant(f"hadamard_quantize_act {words}{width} g{group}", kernel, ())
+    yield Variant("fragments", _fragments.kernel(arch), ("HMMA", "IMMA"))
 
 
 def _linears(arch: int) -> Iterator[Variant]:

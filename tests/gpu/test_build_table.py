@@ -81,6 +81,7 @@ ENTRY = {
     "instructions": 9,
     "opcodes": {"FFMA": 8, "HMMA.16816.F32.BF16": 4, "LDGSTS": 2},
     "local_in_loops": 0,
+    "loop": {"instructions": 50, "opcodes": {"HMMA.16816.F32.BF16": 4}},
 }
 
 
@@ -92,6 +93,8 @@ ENTRY = {
         ({"registers": 111}, "111 registers, 100 in the table"),
         ({"stack": 8}, "8 bytes of local memory"),
         ({"local_in_loops": 2}, "2 instructions on local memory in inner loops"),
+        ({"loop": {"instructions": 55}}, None),
+        ({"loop": {"instructions": 56}}, "56 instructions in a turn of the loop, 50 in the table"),
         ({"opcodes": {"LDGSTS": 2}}, "no HMMA"),
         ({"opcodes": ENTRY["opcodes"] | {"REDG": 1}}, "REDG: sums of no fixed order"),
         ({"shared": 512}, None),
@@ -164,4 +167,5 @@ def test_listings_are_read():
         "instructions": 5,
         "opcodes": {"HMMA.16816.F32.BF16": 1, "LDGSTS": 1, "REDG": 1, "STL": 1},
         "local_in_loops": 0,
+        "loop": {"instructions": 0, "opcodes": {}},
     }

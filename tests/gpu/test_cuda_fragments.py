@@ -1,4 +1,5 @@
-"""Fragments of the emulated matrix instructions against CuTe's description of the same instructions.
+"""Fragments of the emulated matrix instructions, and those that kernels take for granted, against CuTe's
+description of the same instructions. What the emulated ones answer fragments.cu is in test_cuda_mutants.py.
 
 The strides are those of `MMA_Traits<SM80_16x8x32_S32S8S8S32_TN>`, `<SM80_16x8x64_S32S4S4S32_TN>` and
 `<SM80_16x8x16_F32BF16BF16F32_TN>` in NVIDIA's cute/atom/mma_traits_sm80.hpp: a layout maps (thread, value) to
@@ -10,13 +11,15 @@ receives to the number of what it gets.
 """
 
 import ctypes
+import re
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import pytest
-import torch
 
-from tests.gpu.emulation.cases import LAUNCHERS, Probe, emulated
+from qspec_kernels.backends.cuda import _fragments, _launch
+from tests.gpu.emulation.cases import LAUNCHERS, emulated
 
 Modes = list[tuple[int, int]]
 
@@ -54,20 +57,6 @@ LDSM: dict[str, tuple[Modes, Modes]] = {
     "received": ([(32, 32)], [(32, 1), (4, 1024)]),
 }
 
-# each lane brings a row of four words, which say whose they are and which; rows lie in no order
-PROBE = """
-KERNEL(32, 1)
-probe(int* out) {
-    const int lane = thread_index();
-    u32* row = reinterpret_cast<u32*>(shared_memory() + (lane * 7 + 3) % 32 * 16);
-    for (int i = 0; i < 4; ++i) row[i] = lane << 8 | i;
-    barrier();
-    u32 r[4];
-    load_matrices(r, row);
-    for (int i = 0; i < 4; ++i) store_global(out + lane * 4 + i, static_cast<int>(r[i]));
-}
-"""
-
 
 def offset(modes: Modes, index: int) -> int:
     """The layout's value at an index into its modes."""
@@ -97,12 +86,17 @@ def test_fragments(instruction, operand):
     assert len(seen) == 32 * prod(size for size, _ in values)
 
 
-def received(**options: list[tuple[str, str]]) -> list[list[tuple[int, int]]]:
-    """For each lane and register the lane that brought its word, and which of that lane's row it is."""
-    out = torch.empty(32, 4, dtype=torch.int32)
-    with emulated(**options) as emulator:
-        emulator.launch(Probe("probe", ("ptx.cuh",), (), 32, 512, PROBE), (1, 1), [out])
-    return [[divmod(word, 256) for word in row] for row in out.tolist()]
+@pytest.mark.parametrize("instruction", CUTE)
+def test_what_kernels_take_for_granted(instruction):
+    _, operands = CUTE[instruction]
+    found = _fragments.coordinates(instruction)
+    for operand, names in (("a", "mk"), ("b", "nk"), ("c", "mn")):
+        rows, threads, values = operands[operand]
+        expected = [
+            divmod(offset(threads, lane) + offset(values, i), rows)[::-1]
+            for lane, i in product(range(32), range(prod(size for size, _ in values)))
+        ]
+        assert list(zip(*(found[operand][name].tolist() for name in names), strict=True)) == expected
 
 
 def differs_from_cute(found: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
@@ -121,15 +115,21 @@ def differs_from_cute(found: list[list[tuple[int, int]]]) -> list[tuple[int, int
 
 
 def test_rows_of_matrices():
-    assert not differs_from_cute(received())
+    words = _fragments.coordinates("ldmatrix.x4")["d"]
+    found = list(zip(words["lane"].tolist(), words["word"].tolist(), strict=True))
+    assert not differs_from_cute([found[4 * lane : 4 * lane + 4] for lane in range(32)])
+    found[0], found[1] = found[1], found[0]
+    assert len(differs_from_cute([found[4 * lane : 4 * lane + 4] for lane in range(32)])) == 2 * 32
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("load_matrices(r, row)", "load_matrices(r, shared_memory() + lane * 16)"),
-        ("static_cast<int>(r[i])", "static_cast<int>(r[i ^ 1])"),
-    ],
-)
-def test_other_rows_are_noticed(old, new):
-    assert differs_from_cute(received(edits=[(old, new)]))
+def test_every_matrix_instruction_is_asked_about():
+    ptx, source = (Path(_launch.__file__).with_name(name).read_text() for name in ("ptx.cuh", "fragments.cu"))
+    used = re.findall(r"DEVICE void (mma_\w+|load_matrices)\(", ptx)
+    assert len(used) == len(_fragments.INSTRUCTIONS)
+    assert all(f"{name}(" in source for name in used)
+
+
+def test_int4_is_asked_for_where_kernels_use_it():
+    everywhere = {*CUTE, "ldmatrix.x4"}
+    assert {*_fragments.instructions((8, 9))} == everywhere
+    assert {*_fragments.instructions((9, 0))} == everywhere - {"m16n8k64.s4"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qspec_kernels.backends.cuda import _launch
+from qspec_kernels.backends.cuda import _fragments, _launch
 from tests.gpu import build_table_cuda
 from tests.gpu.emulation.cases import LAUNCHERS, SCHEDULES, check, check_rotation, emulated
 from tests.gpu.emulation.run import BuildError, EmulationError
@@ -63,13 +63,27 @@ MUTANTS: dict[str, dict[str, list[Edit]]] = {
         ],
         "tail": [("(g + 1) * GROUP_SIZE < WIDTH ? (g + 1) * GROUP_SIZE : WIDTH", "(g + 1) * GROUP_SIZE")],
     },
+    # one warp a block, and whole matrices: an instruction waits for all that its barrier does
+    "fragments": {
+        "index": [
+            ("mma_s8(c, a, b[0], b[1])", "mma_s8(c, a, b[1], b[0])"),
+            ("load_matrices(r, row)", "load_matrices(r, shared_memory() + lane * 16)"),
+        ],
+        "tail": [("kDigits = 3", "kDigits = 2")],
+    },
 }
+# what is no op: it asks the hardware
+PROBES = {"fragments"}
 EDITS = [(name, edit) for name, kinds in MUTANTS.items() for edits in kinds.values() for edit in edits]
 
 
 def run(name: str, rng: torch.Generator) -> None:
-    """An op's check, on a shape with tails."""
-    if name == "hadamard_quantize_act":
+    """An op's check, on a shape with tails; of a probe, that the answers are what kernels rely on."""
+    if name == "fragments":
+        for instruction in _fragments.INSTRUCTIONS:
+            answers = _fragments.asked(instruction, torch.device("cpu"))
+            assert torch.equal(answers, _fragments.assumed(instruction)), instruction
+    elif name == "hadamard_quantize_act":
         check_rotation(1280, 640, 96, torch.float32, rng)
     else:
         check(name, (5, 304, 37), 32, rng)
@@ -122,9 +136,9 @@ def test_a_wait_for_too_few_copies_is_seen_where_they_land_late(rng, name):
 
 def test_every_source_is_launched_and_has_mutants():
     sources = {path.stem for path in Path(_launch.__file__).parent.glob("*.cu")}
-    assert sources == set(LAUNCHERS) == set(MUTANTS)
+    assert sources == {*LAUNCHERS, *PROBES} == set(MUTANTS)
     for name, kinds in MUTANTS.items():
-        assert set(kinds) == {"index", "barrier", "tail"}, name
+        assert {*kinds, *(["barrier"] if name in PROBES else [])} == {"index", "barrier", "tail"}, name
         assert all(kinds.values()), name
 
 
@@ -136,13 +150,15 @@ def test_the_table_has_every_source_where_it_serves():
             for name, module in LAUNCHERS.items()
             if not hasattr(module, "why_not") or not module.why_not(divmod(arch, 10))
         }
-        assert {entry.split()[0] for entry in table[str(arch)]} == served
+        assert {entry.split()[0] for entry in table[str(arch)]} == served | PROBES
 
 
 @pytest.mark.parametrize("arch", build_table_cuda.ARCHS)
 def test_every_type_and_alignment_of_operands_is_compiled(arch):
     found = defaultdict(set)
     for variant in build_table_cuda.variants(arch):
+        if variant.kernel.name in PROBES:
+            continue
         constants = dict(variant.kernel.constants)
         kind = constants.get("BF16_OUT", constants.get("BF16"))
         found[variant.kernel.name].add((kind, constants["ALIGNED"]))

@@ -121,3 +121,12 @@ def test_registers_that_are_put_aside_in_a_loop_are_found(monkeypatch):
     entry = build_table.compile_variant(variant, 80)
     assert entry["stack"] > 0
     assert entry["local_in_loops"] > 0
+
+
+def test_the_longest_turn_around_matrix_units_counts():
+    """Of two loops one behind the other; what waits in a loop of its own does not count."""
+    second = ("HMMA.16816.F32.BF16 R8, R4, R2, R8", "IADD R1, R1, 1", "NOP", "@P0 BRA 0x80", "EXIT")
+    entry = build_table.entry_of(listing(*NESTED, *second), 0)
+    assert entry["loop"] == {"instructions": 3, "opcodes": {"HMMA.16816.F32.BF16": 1}}
+    waiting = ("MOV R1, R2", "LDS R2, [R4]", "LDS R3, [R4]", "@P0 BRA 0x10", "EXIT")
+    assert build_table.entry_of(listing(*waiting), 0)["loop"]["instructions"] == 0

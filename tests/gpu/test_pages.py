@@ -18,16 +18,17 @@ from qspec_kernels.backends.triton import _hadamard, attention
 from tests.gpu import build_table
 
 DOCS = Path(__file__).parents[2] / "docs"
+MODULES = ("measured", "gpu_loops", "gpu_tables")
 PAGES = sorted((DOCS / "explanation").glob("gpu_*.md"))
 
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(DOCS))
-    for name in ("measured", "gpu_tables"):
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("gpu_tables")
-    for name in ("measured", "gpu_tables"):
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, name)
     return module
 
@@ -93,3 +94,29 @@ def test_the_example_is_a_variant_that_is_built(tables: ModuleType) -> None:
     assert constants["QUERIES"] == tables.TILE_TOKENS
     (variant,) = (one for one in attention.variants(90) if one.name == "attention fp32 bf16 32/8 x 128")
     assert [variant.constexprs[key] for key in ("TILE", "PARTS", "QUERIES")] == [32, 3, 8]
+
+
+def test_turns_of_loops_are_counted_for_the_same_work(tables: ModuleType, texts: dict[str, str]) -> None:
+    triton, cuda = build_table.read(), build_table_cuda.read()
+    turns = {row[0]: row[1:] for row in rows(texts["gpu_linear_turns"])}
+    # a turn is for 2048 weights: eight instructions of 16 by 16, or a quarter of eight of 64 by 16
+    float_linear = triton["90"]["linear_w4a16 bf16 g128 4096x4096 m=1"]["loop"]
+    assert float_linear["opcodes"] == {"HGMMA.64x16x16.F32.BF16": 8}
+    by_cuda = cuda["90"]["linear_w4a16 4096x4096 g128 m<=8"]["loop"]
+    assert by_cuda["opcodes"] == {"HMMA.16816.F32.BF16": 8}
+    assert turns["`linear_w4a16`"][2:] == [str(one["instructions"]) for one in (by_cuda, float_linear)]
+    # here for half as many
+    (half,) = triton["80"]["linear_mxfp4a8 i8 g32 4096x4096 m=1"]["loop"]["opcodes"].values()
+    assert half == 2
+    assert turns["`linear_mxfp4a8`"][1] == str(
+        2 * triton["80"]["linear_mxfp4a8 i8 g32 4096x4096 m=1"]["loop"]["instructions"]
+    )
+    assert turns["`linear_w4a4`"][2] == "none"
+
+
+def test_prompts_are_bound_by_products_or_by_issue(tables: ModuleType) -> None:
+    turn = {"instructions": 640, "opcodes": {"IGMMA.64x128x32.S8.S8": 8}}
+    hopper = {"linear_w4a8_prefill g128 28672x4096 m=4096": {"loop": turn}}
+    # 8 * 64 * 128 * 32 products in 640 clocks, as many as 128 cubed; 128 * 128 sums, 4 instructions each
+    found = tables.gpu_loops.prompt_bounds(hopper, "w4a8", 128, 4)
+    assert found == ["64 x 128 x 32", "512", "640", "512", "1.60"]

@@ -13,18 +13,27 @@ from qspec_decode.bench.gpu.case import PREFILL
 from qspec_decode.bench.gpu.device import Device
 from qspec_kernels import PackedWeight, formats
 
-_LIBRARIES = {"cuda": "cupy", "triton": "triton"}
-
 
 def refusal(device: Device, backend: str, op: str) -> str:
     """Why a backend does not serve an op; empty where it does."""
     if not _has(backend, op):
         return "has no such kernel"
-    library = _LIBRARIES.get(backend)
-    if library is not None and find_spec(library) is None:
-        return f"{library} is not installed"
+    if reason := lacking(device, backend):
+        return reason
     why_not = getattr(_module(backend, op), "why_not", None)
     return why_not(device.capability) if why_not else ""
+
+
+def lacking(device: Device, backend: str) -> str:
+    """Why no kernel of a backend runs on a device; empty where some may."""
+    if backend not in device.backends:
+        return f"{backend} is no backend of this device"
+    return _dispatch().lacking(backend, device.capability)
+
+
+def fragments() -> Any:
+    """The file that asks a GPU what the CUDA kernels take for granted of its matrix instructions."""
+    return _module("cuda", "_fragments")
 
 
 def serving(device: Device, op: str) -> list[str]:
@@ -40,7 +49,7 @@ def function(backend: str, op: str) -> Callable[..., Any]:
 @contextmanager
 def forced(backend: str, op: str) -> Iterator[None]:
     """Within it PyTorch's op takes this backend's file, whichever it would ask first."""
-    dispatch: Any = importlib.import_module("qspec_kernels.dispatch")
+    dispatch = _dispatch()
     find, chosen = dispatch.find, function(backend, op)
     name = op.removesuffix(PREFILL)
     dispatch.find = lambda wanted, *args, **named: chosen if wanted == name else find(wanted, *args, **named)
@@ -85,3 +94,7 @@ def _has(backend: str, op: str) -> bool:
 
 def _module(backend: str, op: str) -> Any:
     return importlib.import_module(f"qspec_kernels.backends.{backend}.{op}")
+
+
+def _dispatch() -> Any:
+    return importlib.import_module("qspec_kernels.dispatch")

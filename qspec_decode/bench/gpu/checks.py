@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from qspec_decode.bench.gpu import cases, correctness, registered
+from qspec_decode.bench.gpu import cases, correctness, fragments, registered
 from qspec_decode.bench.gpu.backends import refusal
 from qspec_decode.bench.gpu.case import first_and_last
 from qspec_decode.bench.gpu.correctness import Verdict
@@ -11,7 +11,7 @@ from qspec_decode.bench.gpu.device import Device
 from qspec_kernels import UsageError
 
 # after so many there is something wrong with the device, or with everything
-_MOST_FAILURES = 20
+MOST_FAILURES = 20
 
 
 def run(
@@ -19,22 +19,33 @@ def run(
     device: Device,
     say: Callable[[str], None],
     more: Callable[[], bool] = lambda: True,
+    prepare: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """What became of these ops, as plain values for JSON; any `failures`, and nothing should be timed.
+
+    Fragments of matrix instructions come first; where they are others than kernels take for granted, no
+    kernel is looked at.
 
     Parameters
     ----------
     more
-        Whether there is time for more than the first and the last case of every op; what is left out is in
-        `unchecked`.
+        Whether there is time for more than the first and the last case of every op; what is left out, for
+        this reason or after `MOST_FAILURES`, is in `unchecked`.
+    prepare
+        Has the kernels of these ops compiled.
 
     Raises
     ------
     UsageError
         If no kernel of any of them runs on the device.
     """
-    verdicts, unchecked = _verdicts(names, device, say, more)
-    kernels = [verdict for verdict in verdicts if not {*verdict.kinds} & {*registered.KINDS}]
+    verdicts, told = fragments.check(device, say)
+    unchecked: list[str] = []
+    if not any(verdict.failed for verdict in verdicts):
+        prepare()
+        found, unchecked = _verdicts(names, device, say, more)
+        verdicts += found
+    kernels = [verdict for verdict in verdicts if {*verdict.kinds} & {*correctness.KINDS}]
     return {
         "checked": len(verdicts),
         "kinds": {
@@ -42,8 +53,9 @@ def run(
                 "checked": sum(kind in one.kinds for one in verdicts),
                 "failed": sum(one.fails(kind) for one in verdicts),
             }
-            for kind in (*correctness.KINDS, *registered.KINDS)
+            for kind in (fragments.KIND, *correctness.KINDS, *registered.KINDS)
         },
+        "fragments": told,
         "failures": [verdict.to_dict() for verdict in verdicts if verdict.failed],
         "unchecked": unchecked,
         "served": _served(kernels),
@@ -64,7 +76,8 @@ def _verdicts(
     verdicts: list[Verdict] = []
     unchecked: list[str] = []
     failures = 0
-    for what, check in _steps(names, device, more):
+    steps = _steps(names, device, more)
+    for what, check in steps:
         if check is None:
             unchecked.append(what)
             continue
@@ -72,8 +85,8 @@ def _verdicts(
         for verdict in check:
             verdicts.append(verdict)
             failures += bool(verdict.failed)
-            if failures == _MOST_FAILURES:
-                return verdicts, unchecked
+            if failures == MOST_FAILURES:
+                return verdicts, [*unchecked, *(what for what, _ in steps)]
     if not verdicts:
         reasons = "; ".join(
             f"{one['op']} ({one['backend']}) {one['reason']}" for one in _unserved(names, device)

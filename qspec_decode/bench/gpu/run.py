@@ -58,17 +58,22 @@ def run(
         document["seconds"] = passed()
         keep(document)
 
-    prepare(request.names, say)
-    found = checks.run(request.names, device, say, lambda: passed() < request.check_seconds)
+    found = checks.run(
+        request.names,
+        device,
+        say,
+        lambda: passed() < request.check_seconds,
+        lambda: prepare(request.names, say),
+    )
+    failed = len(found["failures"])
+    enough = failed >= checks.MOST_FAILURES
+    left_out = f"{failed} had failed" if enough else "the checks' share of the budget was spent"
     document |= {
         "correctness": found | {"seconds": passed()},
         "rounds": timing.ROUNDS,
         "rows": [],
         "failures": [],
-        "dropped": [
-            {"what": f"checks of {what}", "reason": "the checks' share of the budget was spent"}
-            for what in found["unchecked"]
-        ],
+        "dropped": [{"what": f"checks of {what}", "reason": left_out} for what in found["unchecked"]],
         "skipped_peers": [],
     }
     added()
@@ -121,7 +126,6 @@ class _Kernels:
         self._device, self._say, self._passed, self._document = device, say, passed, document
         self._waiting = tasks(request, device)
         self._bandwidth: Bandwidth | None = None
-        self._skipped: dict[tuple[str, str], dict[str, str]] = {}
 
     def time(self, until: float, added: Callable[[], None]) -> None:
         """What can be begun before so many seconds have passed; `added` is called after each task."""
@@ -151,17 +155,17 @@ class _Kernels:
             raise
         # must not cost what is measured of others
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._document["failures"].append({"what": task.what, "error": reason})
+            self._document["failures"].append({"what": task.what, "error": _told(error)})
         return False
 
     def _time(self, task: Task) -> None:
         self._bandwidth = self._bandwidth or Bandwidth(self._device)
-        rows, missing, refused = _timed(self._device, task, self._bandwidth)
-        self._document["rows"] += rows
-        self._skipped |= {(one["peer"], one["reason"]): one for one in missing}
-        self._document["skipped_peers"] = list(self._skipped.values())
-        self._document["dropped"] += [one for one in refused if one not in self._document["dropped"]]
+        found = _timed(self._device, task, self._bandwidth)
+        for part in ("rows", "failures"):
+            self._document[part] += found[part]
+        # a peer, or a kernel of ours, may say the same of many tasks
+        for part in ("skipped_peers", "dropped"):
+            self._document[part] += [one for one in found[part] if one not in self._document[part]]
 
     def drop(self) -> None:
         """Say what is left."""
@@ -172,25 +176,32 @@ class _Kernels:
         self._document["dropped"].append({"what": task.what, "reason": reason})
 
 
-def _timed(
-    device: Device, task: Task, bandwidth: Bandwidth
-) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, str]]]:
-    """(rows of the document, skipped peers, kernels that refuse the shape); what was made for it is freed."""
+def _timed(device: Device, task: Task, bandwidth: Bandwidth) -> dict[str, list[dict[str, Any]]]:
+    """What a task adds to the document, by its keys; what was made for it is freed.
+
+    A contender that cannot be timed is left out alone, but for a wrong result, and where memory runs out.
+    """
     contenders, skipped = task.make()
-    ready, missing, refused = [], list(skipped), []
+    ready, found = [], {"skipped_peers": list(skipped), "dropped": [], "failures": []}
     for contender in contenders:
+        what = f"{contender.name} of {contender.shape}"
         try:
             contender.check()
-            if contender.peer:
-                device.capture(partial(contender.call, 0))
+            device.capture(partial(contender.call, 0))
             ready.append(contender)
         except Exception as error:
             if contender.peer:
                 reason = f"{contender.shape}: {error}".splitlines()[0]
-                missing.append({"peer": contender.op, "reason": reason})
-            elif isinstance(error, UsageError):
+                found["skipped_peers"].append({"peer": contender.op, "reason": reason})
+            elif isinstance(error, UsageError | KernelUnavailable):
                 # what a shape needs, such as shared memory, the launcher alone knows
-                refused.append({"what": f"{contender.name} of {contender.shape}", "reason": error.message})
-            else:
+                found["dropped"].append({"what": what, "reason": error.message})
+            elif isinstance(error, QSpecError | torch.OutOfMemoryError):
                 raise
-    return timing.rows(device, ready, bandwidth) if ready else [], missing, refused
+            else:
+                found["failures"].append({"what": f"{what}, M = {contender.m}", "error": _told(error)})
+    return found | {"rows": timing.rows(device, ready, bandwidth) if ready else []}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
