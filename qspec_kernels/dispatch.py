@@ -177,10 +177,9 @@ def compiles(device: torch.device) -> bool:
 
 def lacking(backend: str, capability: tuple[int, int]) -> str:
     """What a backend lacks to compile and launch for such a GPU, with the way out; empty where nothing."""
-    library = _GPU_LIBRARIES.get(backend)
-    if library is not None and find_spec(library) is None:
-        return f"{library} is not installed ({_WAYS_OUT[backend]})"
-    return "" if library is None else _tools_refusal(backend, capability)
+    if backend not in _GPU_LIBRARIES:
+        return ""
+    return _missing(backend) or _tools_refusal(backend, capability)
 
 
 def recording() -> bool:
@@ -221,15 +220,12 @@ def _gpu_refusal(
         return "computes in float32 (plain PyTorch in float64)"
     if _amd() and backend == "cuda":
         return "is for NVIDIA's GPUs, and this PyTorch is built for AMD's (Triton serves both)"
-    if find_spec(_GPU_LIBRARIES[backend]) is None:
-        return f"{_GPU_LIBRARIES[backend]} is not installed ({_WAYS_OUT[backend]})"
+    if reason := _missing(backend):
+        return reason
     capability = None if _amd() else _capability(device)
-    if _amd():
-        if not torch.cuda.is_available():
-            return f"no AMD device is at hand ({_CPUS})"
-    elif capability is None:
-        return f"no NVIDIA device is at hand ({_CPUS})"
-    elif capability < _LEAST_CAPABILITY:
+    if capability is None and not (_amd() and torch.cuda.is_available()):
+        return f"no {'AMD' if _amd() else 'NVIDIA'} device is at hand ({_CPUS})"
+    if capability is not None and capability < _LEAST_CAPABILITY:
         needed = _sm(_LEAST_CAPABILITY)
         return f"needs {needed} or later; the device is {_sm(capability)} (plain PyTorch serves it)"
     # first, for with an old library the op's own file cannot be imported
@@ -238,6 +234,12 @@ def _gpu_refusal(
     if why_not is None:
         return reason
     return why_not(capability, sizes) if len(signature(why_not).parameters) > 1 else why_not(capability)
+
+
+def _missing(backend: str) -> str:
+    """That the library of a GPU backend is not installed, with the way out; empty where it is."""
+    library = _GPU_LIBRARIES[backend]
+    return "" if find_spec(library) else f"{library} is not installed ({_WAYS_OUT[backend]})"
 
 
 def _amd() -> bool:

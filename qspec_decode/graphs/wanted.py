@@ -24,7 +24,7 @@ class Wanted:
 
     Parameters
     ----------
-    target, drafts, config
+    model, target, drafts, config
         The ladder, as `ladder.build` takes it.
     sampling
         How tokens are chosen.

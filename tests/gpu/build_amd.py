@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qspec_kernels.backends.triton._launch import AMD_ARCH
+from qspec_kernels.backends.triton._tiles import AMD_ARCH
 from qspec_kernels.backends.triton._variants import Variant
 from tests.gpu import build_table
 

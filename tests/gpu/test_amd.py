@@ -10,7 +10,7 @@ from qspec_kernels.backends.triton import _launch, _rows, _tiles  # noqa: E402
 from tests.gpu import build_amd, build_table  # noqa: E402
 
 
-def variant(op, end, arch=_launch.AMD_ARCH):
+def variant(op, end, arch=_tiles.AMD_ARCH):
     """What an op launches, chosen by how its name ends."""
     return next(one for one in build_table.variants(op, arch) if one.name.endswith(end))
 
@@ -46,7 +46,7 @@ def test_without_an_amd_gpu_there_is_ptx(tmp_path):
 
 def test_shared_memory_that_is_too_much_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(triton.runtime.driver, "_active", build_amd.DRIVER)
-    monkeypatch.setitem(_tiles.SHARED, _launch.AMD_ARCH, _tiles.SHARED[86])
+    monkeypatch.setitem(_tiles.SHARED, _tiles.AMD_ARCH, _tiles.SHARED[86])
     found = build_amd.wrong(variant("linear_bf16_prefill", "4096x4096 m=512"), str(tmp_path))
     assert found == "linear_bf16_prefill 4096x4096 m=512: 73728 bytes of shared memory"
 
@@ -62,7 +62,7 @@ def test_instructions_that_follow_the_tokens_are_seen(tmp_path, monkeypatch):
 @pytest.mark.parametrize("step_bytes", [(16, 64), (32, 128), (64, 256), (64, 512)])
 def test_tiles_are_no_narrower_than_the_instruction(integer, step_bytes):
     def tile(m, n):
-        return _tiles.linear(m, n, _launch.AMD_ARCH, step_bytes=step_bytes, integer=integer)
+        return _tiles.linear(m, n, _tiles.AMD_ARCH, step_bytes=step_bytes, integer=integer)
 
     tiles = {tile(m, n) for m in range(1, 200) for n in (48, 28672)}
     assert min(min(one.block_m, one.block_n) for one in tiles) == (16 if integer else 32)
@@ -77,7 +77,7 @@ def test_launches_are_of_a_size_that_amds_devices_take(monkeypatch):
     assert launched() == (94, [8, 32])
     monkeypatch.setattr(torch.version, "hip", "7.1")
     # gfx942 is no successor of sm_90
-    assert launched() == (_launch.AMD_ARCH, [8, 16])
+    assert launched() == (_tiles.AMD_ARCH, [8, 16])
     for op in build_table.ops():
-        for one in build_table.variants(op, _launch.AMD_ARCH):
+        for one in build_table.variants(op, _tiles.AMD_ARCH):
             assert build_amd.TARGET.warp_size * one.num_warps <= 1024, op

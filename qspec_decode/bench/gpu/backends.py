@@ -17,7 +17,7 @@ from qspec_kernels import PackedWeight, formats
 def refusal(device: Device, backend: str, op: str) -> str:
     """Why a backend does not serve an op; empty where it does."""
     if not _has(backend, op):
-        return "has no such kernel"
+        return _dispatch().NO_KERNEL
     if reason := lacking(device, backend):
         return reason
     why_not = getattr(_module(backend, op), "why_not", None)

@@ -15,20 +15,16 @@ struct Bf16 {
         mma_bf16(c, a, b[0], b[1]);
     }
 };
-struct S8 {
+template <int kWidth>
+struct Integers {
     using Sum = int;
-    static constexpr int kBits = 8;
+    static constexpr int kBits = kWidth;
     DEVICE static u32 element(int number) { return number; }
     DEVICE static void multiply(int (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-        mma_s8(c, a, b[0], b[1]);
-    }
-};
-struct S4 {
-    using Sum = int;
-    static constexpr int kBits = 4;
-    DEVICE static u32 element(int number) { return number; }
-    DEVICE static void multiply(int (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-        mma_s4(c, a, b[0], b[1]);
+        if constexpr (kBits == 8)
+            mma_s8(c, a, b[0], b[1]);
+        else
+            mma_s4(c, a, b[0], b[1]);
     }
 };
 
@@ -91,9 +87,9 @@ fragments(int* out, int bits) {
     out += (block_x() * 32 + thread_index()) * 4;
     // not by equality: that becomes a table of jumps, which tools that read machine code cannot follow
     if (bits & 16) pairs<Bf16>(out);
-    if (bits & 8) pairs<S8>(out);
+    if (bits & 8) pairs<Integers<8>>(out);
 #if INT4
-    if (bits & 4) pairs<S4>(out);
+    if (bits & 4) pairs<Integers<4>>(out);
 #endif
     if (bits & 32) words(out);
 }

@@ -18,8 +18,6 @@ from qspec_kernels.backends.triton._packed import NATURAL, OCTETS, PAIRS, linear
 
 # what the interpreter, which has no device, passes for
 INTERPRETED_ARCH = 80
-# AMD's devices, whose versions are numbered otherwise; what is known of them stands in _tiles.py
-AMD_ARCH = 0
 
 REDUCE_BLOCK = 256
 
@@ -52,7 +50,7 @@ def arch_of(device: torch.device) -> int:
     if INTERPRETED:
         return INTERPRETED_ARCH
     if torch.version.hip is not None:
-        return AMD_ARCH
+        return _tiles.AMD_ARCH
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from qspec_kernels.backends.triton._sizes import next_power_of_2
 
-# multiprocessors of an architecture's usual device (0: AMD's, as gfx942 of an MI300X): a constant, so that
-# results do not vary inside one
-PROCESSORS = {0: 304, 80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
+# AMD's devices, whose versions are numbered otherwise: what is known of them is gfx942's, of an MI300X
+AMD_ARCH = 0
+# multiprocessors of an architecture's usual device: a constant, so that results do not vary inside one
+PROCESSORS = {AMD_ARCH: 304, 80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 # bytes of shared memory that a program can have
-_KIB = {0: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+_KIB = {AMD_ARCH: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 SHARED = {arch: kib << 10 for arch, kib in _KIB.items()}
 
 # tokens up to which splits of K are programs of their own; above, tiles abound and one program takes all
@@ -76,7 +77,7 @@ def linear(m: int, n: int, arch: int, *, step_bytes: tuple[int, int], integer: b
         # for 8 tokens Triton 3.7 takes a narrow instruction, and sums of floats would be others
         block_m = max(16, block_m)
     least = 1
-    if arch == 0:
+    if arch == AMD_ARCH:
         # AMD's compiler takes the matrix instruction by a tile's sizes, below 16 often none. From 32 by 32 on
         # it is the same one, so that sums of floats are
         least = 16 if integer else 32

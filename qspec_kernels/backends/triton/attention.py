@@ -19,9 +19,10 @@ from torch import Tensor
 
 from qspec_kernels.backends.triton._attention import merged, span, tile_of
 from qspec_kernels.backends.triton._interpreter import INTERPRETED, rounded
-from qspec_kernels.backends.triton._launch import AMD_ARCH, arch_of
+from qspec_kernels.backends.triton._launch import arch_of
 from qspec_kernels.backends.triton._rows import BF16, F32, TYPES, launch, variant
 from qspec_kernels.backends.triton._sizes import cdiv, next_power_of_2
+from qspec_kernels.backends.triton._tiles import AMD_ARCH
 from qspec_kernels.backends.triton._variants import Variant
 
 # keys of a span: 8 heads at 4096 keys are 128 programs for one token

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from qspec_kernels.backends.triton import _expand, _launch
+from qspec_kernels.backends.triton import _expand, _launch, _tiles
 from qspec_kernels.formats.mxfp4 import LEVELS
 from tests.gpu.interpreted.test_linear import check_floats, check_integers
 
@@ -42,6 +42,6 @@ def test_a_wrong_magnitude_is_caught(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["int4", "mxfp4"])
 def test_linears(rng, kind, monkeypatch):
-    monkeypatch.setattr(_launch, "INTERPRETED_ARCH", _launch.AMD_ARCH)
+    monkeypatch.setattr(_launch, "INTERPRETED_ARCH", _tiles.AMD_ARCH)
     check_floats(rng, (5, 521, 48), kind, 32)
     check_integers(rng, (5, 521, 48), kind, 32, "a8")
