@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -35,14 +36,16 @@ class Commands(TyperGroup):
         arguments = list(sys.argv[1:] if args is None else args)
         # a command that writes a file takes --json=FILE, too
         as_json = any(part.split("=")[0] == "--json" for part in arguments)
+        stopped: list[int] = []
         try:
-            with _interrupted_by_sigterm(), warnings.catch_warnings():
+            with _signals_noted(stopped), warnings.catch_warnings():
                 warnings.showwarning = _show_note
                 status = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
         except (KeyboardInterrupt, typer.Abort):
             status = INTERRUPTED_STATUS
         except Exception as error:
-            status = _report(error, as_json)
+            # C code that is interrupted may raise an error of its own instead
+            status = INTERRUPTED_STATUS if stopped else _report(error, as_json)
         if status == INTERRUPTED_STATUS:
             print("\ninterrupted", file=sys.stderr)
             if as_json:
@@ -62,17 +65,28 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
+def _signals_noted(stopped: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, and are noted; a SIGINT that is ignored stays so."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        signal.default_int_handler(number, frame)
+
     # Python lets no other thread handle signals
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] is signal.SIG_IGN:
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        # None stands for a handler that is not Python's
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            # None stands for a handler that is not Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _report(error: Exception, as_json: bool) -> int:
