@@ -34,21 +34,7 @@ def check(rng: torch.Generator, m: int, n: int, k: int, count: int, levels: int)
 @pytest.mark.parametrize("count", [1, 2, 32, 5000])
 @pytest.mark.parametrize("levels", [3, 100_000])
 def test_definition(backend, rng, m, n, k, count, levels):
-    if backend == "torch" and (n, k) != (1, 1):
-        # there a product's bits depend on how many columns are asked for
-        pytest.skip("torch: the sums of gathered rows round differently")
     check(rng, m, n, k, count, levels)
-
-
-def test_torch_is_close(torch_backend, rng):
-    x, weight = torch.randn(4, 96, generator=rng), torch.randn(300, 96, generator=rng).bfloat16()
-    exact = qk.linear(x, weight)
-    rough = exact + 0.01 * torch.randn(exact.shape, generator=rng)
-    logits = rough.clone()
-    qk.rescore(logits, x, weight, count=8)
-    changed = logits != rough
-    assert changed.sum(1).tolist() == [8] * 4
-    assert torch.allclose(logits[changed], exact[changed], rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=25)
