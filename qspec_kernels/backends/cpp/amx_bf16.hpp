@@ -35,7 +35,8 @@ struct TileRowsCall {
     int64_t sum_stride() const { return columns == 1 ? 4 : 64; }
 };
 
-inline constexpr int64_t kPartSteps = 16;
+// 16 KB of weights: what passes over them wants the first-level cache, too.
+inline constexpr int64_t kPartSteps = 8;
 inline constexpr int64_t kPartBytes = kPartSteps * 2048;  // two tiles of weights a step
 
 // 32 values of each row of a block as sixteen pairs, the same pair of all rows side by side. A vector holds a
@@ -106,15 +107,10 @@ inline void sum_stream(const TileRowsCall& call, int64_t n) {
     const int64_t x_bytes = call.step_bytes(), x_stride = 4 * call.columns;
     const uint8_t *x = call.x_step(0, 0), *other_x = call.x_step(1, 0);
     zero_sums();
-    for (int64_t step = 0; step < whole; ++step, x += x_bytes, other_x += x_bytes) {
-        // Each line serves once, so it need not come nearer than the second-level cache, where rows that lie
-        // a power of two apart do not drive each other out. Behind the rows' end come those of the next task.
-        const int64_t next = step * 64 + 1024;
-        const uint8_t* ahead = rows + (next < stride ? next : next - stride + 2 * half);
-        for (int64_t i = 0; i < 2 * kTileRows; ++i) __builtin_prefetch(ahead + i * stride, 0, 2);
+    // no prefetch: the core's own runs far enough ahead in 32 rows, and one by hand was in its way
+    for (int64_t step = 0; step < whole; ++step, x += x_bytes, other_x += x_bytes)
         multiply_tiles<Bf16Tiles, 2, kBlocks>(rows + step * 64, rows + half + step * 64, stride, x, other_x,
                                               x_stride);
-    }
     if (call.k % 32) {
         alignas(64) uint8_t last[2048];
         const auto row_of = [&](int64_t i) { return call.weight + (n + i) * call.k; };

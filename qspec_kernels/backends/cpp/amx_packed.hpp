@@ -8,7 +8,7 @@
 // Integer sums are exact, so there the bits are those of any other path, and a few rows of x are left to
 // VNNI. Float sums follow the steps from the group's first, in the instruction's own order inside a step, and
 // that for every M: one row costs the look-up that VDPBF16PS needs as well, a store and a load next to the
-// core, and a cycle for the product; each further row costs that cycle alone.
+// core, and a product, which takes as long for sixteen rows.
 //
 // For up to 32 rows of x each weight is needed once: a step is expanded while the one before it is
 // multiplied, so that the tile loads find their bytes in the first-level cache and not in the store buffer.
@@ -104,7 +104,8 @@ struct TileCall {
     int64_t m;
     int64_t rows;                // of x in a block
     int64_t depth;               // chunks in a step
-    int64_t group_steps;         // steps in a group, but for the last one
+    int64_t group_steps;         // steps in a group
+    int64_t last_group_steps;    // steps in the last one
     const uint8_t* x = nullptr;  // [blocks][steps][rows][depth * kChunkBytes]
 
     TileCall(const PackedMatrix<Format>& weight, const float* x_scales, int64_t scale_columns,
@@ -115,65 +116,109 @@ struct TileCall {
         rows = m < kTileRows ? m : kTileRows;
         depth = longest < most ? longest : most;
         group_steps = (longest + depth - 1) / depth;
+        const int64_t last = weight.chunks - (weight.groups - 1) * weight.group_chunks;
+        last_group_steps = (last + depth - 1) / depth;
     }
     int64_t blocks() const { return (m + rows - 1) / rows; }
     int64_t first_step(int64_t g) const { return g * group_steps; }
-    int64_t steps_of(int64_t g) const {
-        return (weight.group_end(g) - g * weight.group_chunks + depth - 1) / depth;
-    }
+    int64_t steps_of(int64_t g) const { return g + 1 < weight.groups ? group_steps : last_group_steps; }
     int64_t steps() const { return first_step(weight.groups - 1) + steps_of(weight.groups - 1); }
     int64_t row_bytes() const { return depth * Steps::kChunkBytes; }
     int64_t x_step_bytes() const { return rows * row_bytes(); }
     int64_t weight_step_bytes() const { return row_bytes() * 16; }  // of one tile
     TileConfig config() const { return {rows, row_bytes(), kTileRows}; }
-    // The second tile of a pair; the last one of an odd number is computed twice and stored once.
-    int64_t other(int64_t tile) const { return tile + 1 < weight.tiles ? tile + 1 : tile; }
+    // One of the tiles side by side; where there are fewer, the last is computed again and stored once.
+    int64_t beside(int64_t tile, int64_t t) const {
+        return tile + t < weight.tiles ? tile + t : weight.tiles - 1;
+    }
 };
 
-// Step `s` of group `g` of a pair of tiles.
-template <class Steps>
-inline void expand_step(const TileCall<Steps>& call, int64_t tile, int64_t g, int64_t s, uint8_t* out) {
-    const auto& w = call.weight;
-    const int64_t begin = g * w.group_chunks + s * call.depth, end = w.group_end(g);
-    const int64_t count = end - begin < call.depth ? end - begin : call.depth;
-    for (const int64_t t : {tile, call.other(tile)}) {
-        const uint8_t* data = w.tile(t);
-        for (int64_t c = 0; c < count; ++c) {
-            __builtin_prefetch(data + ahead(begin + c, w.chunks, 2) * 64);
-            call.kind.expand(data + (begin + c) * 64, out + c * 16 * Steps::kChunkBytes);
-        }
-        const int64_t filled = count * 16 * Steps::kChunkBytes;
-        memset(out + filled, 0, call.weight_step_bytes() - filled);
-        out += call.weight_step_bytes();
+// kChunks chunks one behind the other; `next` are those to prefetch.
+template <int kChunks, class Steps>
+inline void expand_chunks(const Steps& kind, const uint8_t* chunks, const uint8_t* next, uint8_t* out) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kChunks; ++c) {
+        __builtin_prefetch(next + c * 64);
+        kind.expand(chunks + c * 64, out + c * 16 * Steps::kChunkBytes);
     }
 }
 
-// Steps expanded as they are asked for, one ahead, in two places that take turns.
-template <class Steps>
-class StepsAhead {
+// Where the steps of a row begin, from a group's first step on, and how many chunks each has.
+class StepCursor {
    public:
-    StepsAhead(const TileCall<Steps>& call, int64_t tile) : call_(call), tile_(tile) { expand(); }
-    const uint8_t* next() {
-        expand();
-        return places_[expanded_ % 2];
+    template <class Steps>
+    StepCursor(const TileCall<Steps>& call, int64_t group)
+        : at_(group * call.weight.group_chunks),
+          end_(call.weight.group_end(group)),
+          chunks_(call.weight.chunks),
+          group_chunks_(call.weight.group_chunks),
+          depth_(call.depth) {}
+    bool done() const { return at_ == chunks_; }
+    int64_t at() const { return at_; }
+    int64_t count() const { return end_ - at_ < depth_ ? end_ - at_ : depth_; }
+    void advance() {
+        at_ += count();
+        if (at_ == end_) end_ = chunks_ - end_ < group_chunks_ ? chunks_ : end_ + group_chunks_;
     }
 
    private:
-    void expand() {
-        if (g_ < call_.weight.groups) {
-            expand_step(call_, tile_, g_, step_, places_[expanded_ % 2]);
-            if (++step_ == call_.steps_of(g_)) {
-                step_ = 0;
-                ++g_;
-            }
+    int64_t at_, end_;
+    const int64_t chunks_, group_chunks_, depth_;
+};
+
+// A step of kTiles tiles side by side.
+template <int kTiles, class Steps>
+inline void expand_step(const Steps& kind, const uint8_t* const (&tiles)[kTiles], int64_t chunks,
+                        const StepCursor& step, int64_t tile_bytes, uint8_t* out) {
+    constexpr int64_t chunk_bytes = 16 * Steps::kChunkBytes;
+    const int64_t count = step.count(), next = (ahead(step.at(), chunks, kTiles) - step.at()) * 64;
+    for (int t = 0; t < kTiles; ++t, out += tile_bytes) {
+        const uint8_t* from = tiles[t] + step.at() * 64;
+        // as deep as a step can be, or as long as a group of 32
+        if (count == 1024 / chunk_bytes) {
+            expand_chunks<1024 / chunk_bytes>(kind, from, from + next, out);
+        } else if (count == 4) {
+            expand_chunks<4>(kind, from, from + next, out);
+        } else {
+            for (int64_t c = 0; c < count; ++c)
+                expand_chunks<1>(kind, from + c * 64, from + next + c * 64, out + c * chunk_bytes);
         }
-        ++expanded_;
+        const int64_t filled = count * chunk_bytes;
+        if (filled < tile_bytes) memset(out + filled, 0, tile_bytes - filled);
+    }
+}
+
+// Steps expanded as they are asked for, one ahead, in two places that take turns; a place has kTiles tiles.
+template <int kTiles, class Steps>
+class StepsAhead {
+   public:
+    StepsAhead(const TileCall<Steps>& call, int64_t tile, uint8_t* places)
+        : kind_(call.kind),
+          chunks_(call.weight.chunks),
+          tile_bytes_(call.weight_step_bytes()),
+          step_(call, 0),
+          now_(places + kTiles * 1024),
+          then_(places) {
+        for (int t = 0; t < kTiles; ++t) tiles_[t] = call.weight.tile(call.beside(tile, t));
+        next();
+    }
+    const uint8_t* next() {
+        uint8_t* expanded = then_;
+        then_ = now_;
+        now_ = expanded;
+        if (!step_.done()) {
+            expand_step<kTiles>(kind_, tiles_, chunks_, step_, tile_bytes_, then_);
+            step_.advance();
+        }
+        return now_;
     }
 
-    const TileCall<Steps>& call_;
-    const int64_t tile_;
-    int64_t g_ = 0, step_ = 0, expanded_ = 0;
-    alignas(64) uint8_t places_[2][2048];
+   private:
+    const Steps kind_;
+    const uint8_t* tiles_[kTiles];
+    const int64_t chunks_, tile_bytes_;
+    StepCursor step_;
+    uint8_t *now_, *then_;
 };
 
 // Steps that stand one behind the other.
@@ -183,53 +228,93 @@ struct StepsReady {
     const uint8_t* next() { return (at += bytes) - bytes; }
 };
 
-// Groups [begin, end) of one or two blocks of x times a pair of tiles: totals [kBlocks][2 tiles][rows of 16].
-template <int kBlocks, class Steps, class Weights>
-inline void add_groups(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t begin, int64_t end,
-                       Weights& weights, float* totals) {
-    const auto& w = call.weight;
-    const int64_t block_bytes = call.steps() * call.x_step_bytes(), scale_step = call.scale_columns > 1;
-    const uint8_t* x = call.x + block * block_bytes + call.first_step(begin) * call.x_step_bytes();
-    alignas(64) int32_t sums[2 * kBlocks * kSumLanes];
-    for (int64_t g = begin; g < end; ++g) {
-        zero_sums();
-        for (int64_t s = call.steps_of(g); s > 0; --s, x += call.x_step_bytes()) {
-            const uint8_t* step = weights.next();
-            multiply_tiles<typename Steps::Tiles, kBlocks, 2>(x, x + block_bytes, call.row_bytes(), step,
-                                                              step + call.weight_step_bytes(), 64);
-        }
-        store_sums<kBlocks, 2>(sums, 64);
-        const f32 scales[2] = {Steps::weight_scale(w.tile_scales(tile) + g * 16),
-                               Steps::weight_scale(w.tile_scales(call.other(tile)) + g * 16)};
+// Sums of `groups` groups from `first` on, scaled and added in their order to totals
+// [kBlocks][kTiles][rows of 16].
+template <int kBatch, int kBlocks, int kTiles, class Steps>
+inline void add_scaled(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t first,
+                       int64_t groups, const int32_t* sums, float* totals) {
+    const int64_t scale_step = call.scale_columns > 1;
+    f32 scales[kTiles][kBatch];
+    for (int t = 0; t < kTiles; ++t) {
+        const auto* from = call.weight.tile_scales(call.beside(tile, t)) + first * 16;
+        for (int64_t g = 0; g < groups; ++g) scales[t][g] = Steps::weight_scale(from + g * 16);
+    }
+    with_count<kBatch>(groups, [&](auto count) {
         for (int b = 0; b < kBlocks; ++b) {
             const int64_t m = (block + b) * call.rows, left = call.m - m;
             const int64_t rows = left < call.rows ? left : call.rows;
-            for (int t = 0; t < 2; ++t) {
-                const int32_t* from = sums + (2 * b + t) * kSumLanes;
-                float* to = totals + (2 * b + t) * kSumLanes;
+            for (int t = 0; t < kTiles; ++t) {
+                const int32_t* from = sums + (kTiles * b + t) * kSumLanes;
+                float* to = totals + (kTiles * b + t) * kSumLanes;
                 for (int64_t i = 0; i < rows; ++i, from += 16, to += 16) {
-                    const float x_scale =
-                        call.x_scales ? call.x_scales[(m + i) * call.scale_columns + g * scale_step] : 1;
-                    store(to, add(load(to), Steps::scaled(from, scales[t], x_scale)));
+                    const float* x_scales = call.x_scales;
+                    if (x_scales) x_scales += (m + i) * call.scale_columns + first * scale_step;
+                    f32 total = load(to);
+#pragma GCC unroll 8
+                    for (int g = 0; g < decltype(count)::value; ++g)
+                        total =
+                            add(total, Steps::scaled(from + g * kBlocks * kTiles * kSumLanes, scales[t][g],
+                                                     x_scales ? x_scales[g * scale_step] : 1));
+                    store(to, total);
                 }
             }
         }
+    });
+}
+
+// Groups [begin, end) of one or two blocks of x times kTiles tiles.
+template <int kBatch, int kBlocks, int kTiles, class Steps, class Weights>
+inline void add_batches(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t begin, int64_t end,
+                        Weights& weights, float* totals) {
+    const int64_t block_bytes = call.steps() * call.x_step_bytes();
+    const int64_t row_bytes = call.row_bytes(), step_bytes = call.x_step_bytes();
+    const int64_t tile_bytes = call.weight_step_bytes();
+    const uint8_t* x = call.x + block * block_bytes + call.first_step(begin) * step_bytes;
+    alignas(64) int32_t sums[kBatch * kTiles * kBlocks * kSumLanes];
+    for (int64_t first = begin; first < end; first += kBatch) {
+        const int64_t groups = end - first < kBatch ? end - first : kBatch;
+        for (int64_t g = 0; g < groups; ++g) {
+            zero_sums();
+            for (int64_t s = call.steps_of(first + g); s > 0; --s, x += step_bytes) {
+                const uint8_t* step = weights.next();
+                if constexpr (kTiles == 4) {
+                    multiply_by_four<typename Steps::Tiles>(x, row_bytes, step, tile_bytes);
+                } else {
+                    multiply_tiles<typename Steps::Tiles, kBlocks, 2>(x, x + block_bytes, row_bytes, step,
+                                                                      step + tile_bytes, 64);
+                }
+            }
+            store_sums<kTiles == 4 ? 2 : kBlocks, 2>(sums + g * kTiles * kBlocks * kSumLanes, 64);
+        }
+        add_scaled<kBatch, kBlocks, kTiles>(call, tile, block, first, groups, sums, totals);
     }
 }
 
-template <int kBlocks, class Steps>
-inline void finish_totals(const TileCall<Steps>& call, int64_t tile, int64_t block, const float* totals) {
-    for (int b = 0; b < kBlocks; ++b)
-        for (int t = 0; t < 2 && tile + t < call.weight.tiles; ++t)
-            for (int64_t i = 0; i < call.rows && (block + b) * call.rows + i < call.m; ++i)
-                call.outputs.finish((block + b) * call.rows + i, (tile + t) * 16,
-                                    load(totals + (2 * b + t) * kSumLanes + i * 16));
+// Sums of short groups are kept until there are four and then scaled together: a sum just stored is slow to
+// load, and a total is loaded and stored once for all of them.
+template <int kBlocks, int kTiles, class Steps, class Weights>
+inline void add_groups(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t begin, int64_t end,
+                       Weights& weights, float* totals) {
+    if (call.group_steps > 1) {
+        add_batches<1, kBlocks, kTiles>(call, tile, block, begin, end, weights, totals);
+    } else {
+        add_batches<4, kBlocks, kTiles>(call, tile, block, begin, end, weights, totals);
+    }
 }
 
-// Groups of a part: as many as fit the first-level cache when they are expanded.
+template <int kBlocks, int kTiles, class Steps>
+inline void finish_totals(const TileCall<Steps>& call, int64_t tile, int64_t block, const float* totals) {
+    for (int b = 0; b < kBlocks; ++b)
+        for (int t = 0; t < kTiles && tile + t < call.weight.tiles; ++t)
+            for (int64_t i = 0; i < call.rows && (block + b) * call.rows + i < call.m; ++i)
+                call.outputs.finish((block + b) * call.rows + i, (tile + t) * 16,
+                                    load(totals + (kTiles * b + t) * kSumLanes + i * 16));
+}
+
+// Groups of a part: 8 KB of them when they are expanded, for x and the sums want the first-level cache, too.
 template <class Steps>
 inline int64_t part_groups(const TileCall<Steps>& call) {
-    const int64_t groups = (32 << 10) / (2 * call.weight_step_bytes() * call.group_steps);
+    const int64_t groups = (8 << 10) / (2 * call.weight_step_bytes() * call.group_steps);
     return groups < 1 ? 1 : groups;
 }
 
@@ -245,10 +330,11 @@ inline void tile_panel(const TileCall<Steps>& call, int64_t begin, int64_t end, 
     for_panels(
         call.blocks(), parts, (end - begin + 1) / 2,
         [&](int64_t part, int64_t pair) {
+            const int64_t tile = begin + 2 * pair, stop = call.weight.group_end(part_end(part) - 1);
+            const uint8_t* const tiles[2] = {call.weight.tile(tile), call.weight.tile(call.beside(tile, 1))};
             uint8_t* to = expanded;
-            for (int64_t g = part * each; g < part_end(part); ++g)
-                for (int64_t s = 0; s < call.steps_of(g); ++s, to += pair_bytes)
-                    expand_step(call, begin + 2 * pair, g, s, to);
+            for (StepCursor step(call, part * each); step.at() < stop; step.advance(), to += pair_bytes)
+                expand_step<2>(call.kind, tiles, call.weight.chunks, step, pair_bytes / 2, to);
         },
         [&](auto blocks, int64_t part, int64_t pair, int64_t block, int64_t at) {
             constexpr int kBlocks = decltype(blocks)::value;
@@ -256,18 +342,23 @@ inline void tile_panel(const TileCall<Steps>& call, int64_t begin, int64_t end, 
             float* kept = totals + at * kSumLanes;
             if (part == 0) memset(kept, 0, 2 * kBlocks * kSumLanes * sizeof(float));
             StepsReady weights = {expanded, pair_bytes};
-            add_groups<kBlocks>(call, tile, block, part * each, part_end(part), weights, kept);
-            if (part + 1 == parts) finish_totals<kBlocks>(call, tile, block, kept);
+            add_groups<kBlocks, 2>(call, tile, block, part * each, part_end(part), weights, kept);
+            if (part + 1 == parts) finish_totals<kBlocks, 2>(call, tile, block, kept);
         });
 }
 
-// A pair of tiles for no more rows of x than a pair of blocks has.
+// Tiles [begin, end) for no more rows of x than a pair of blocks has: the sums of one block times four tiles,
+// or of two times two, fill the registers.
 template <int kBlocks, class Steps>
-inline void tile_pair(const TileCall<Steps>& call, int64_t tile) {
-    alignas(64) float totals[2 * kBlocks * kSumLanes] = {};
-    StepsAhead<Steps> weights(call, tile);
-    add_groups<kBlocks>(call, tile, 0, 0, call.weight.groups, weights, totals);
-    finish_totals<kBlocks>(call, tile, 0, totals);
+inline void tile_stream(const TileCall<Steps>& call, int64_t begin, int64_t end) {
+    constexpr int kTiles = 4 / kBlocks;
+    for (int64_t tile = begin; tile < end; tile += kTiles) {
+        alignas(64) uint8_t places[2 * kTiles * 1024];
+        alignas(64) float totals[4 * kSumLanes] = {};
+        StepsAhead<kTiles, Steps> weights(call, tile, places);
+        add_groups<kBlocks, kTiles>(call, tile, 0, 0, call.weight.groups, weights, totals);
+        finish_totals<kBlocks, kTiles>(call, tile, 0, totals);
+    }
 }
 
 // Rows of x as first operands, zeros where a step or a block is not full.
@@ -303,12 +394,11 @@ inline int run_tiles(TileCall<Steps>& call, const typename Steps::Element* x, in
     call.x = arranged.get();
     const auto& w = call.weight;
     if (call.blocks() <= 2) {
-        const int64_t tiles = slice_rows(w.tiles, w.tile_bytes(), call.m, threads, 2);
+        const int64_t tiles = slice_rows(w.tiles, w.tile_bytes(), call.m, threads, 4);
         parallel_ranges(w.tiles, tiles, threads, [&](int64_t begin, int64_t end, int64_t) {
             const TileScope scope(call.config());
-            for (int64_t tile = begin; tile < end; tile += 2)
-                with_count<2>(call.blocks(),
-                              [&](auto blocks) { tile_pair<decltype(blocks)::value>(call, tile); });
+            with_count<2>(call.blocks(),
+                          [&](auto blocks) { tile_stream<decltype(blocks)::value>(call, begin, end); });
         });
         return kDone;
     }

@@ -131,6 +131,21 @@ inline void multiply_tiles(const uint8_t* first, const uint8_t* other_first, int
     }
 }
 
+// One step of K: one first operand times four second ones that stand one behind the other.
+template <class Tiles>
+inline void multiply_by_four(const uint8_t* first, int64_t first_stride, const uint8_t* second,
+                             int64_t second_bytes) {
+    load_tile<4>(first, first_stride);
+    load_tile<6>(second, 64);
+    Tiles::template dot<0, 4, 6>();
+    load_tile<7>(second + second_bytes, 64);
+    Tiles::template dot<1, 4, 7>();
+    load_tile<6>(second + 2 * second_bytes, 64);
+    Tiles::template dot<2, 4, 6>();
+    load_tile<7>(second + 3 * second_bytes, 64);
+    Tiles::template dot<3, 4, 7>();
+}
+
 // Sums of sixteen rows of sixteen 32-bit lanes, as memory holds them: kSumLanes words each.
 inline constexpr int64_t kSumLanes = 256;
 

@@ -126,8 +126,8 @@ inline int integer_linear(float* out, const int8_t* codes, const float* x_scales
                           int64_t m, int64_t n, int64_t k, int64_t group_size, int64_t threads) {
     const PackedMatrix<Format> weight(data, scales, n, k, group_size);
 #if defined(QSPEC_HAS_TILES)
-    // the same bits; for as many rows as a register tile has, VNNI keeps up with memory and expands nothing
-    if (m > kTileColumns)
+    // the same bits; for a few rows, more where scale groups are short, VNNI is faster: it expands nothing
+    if (m > (weight.group_chunks > 4 ? 5 : kTileColumns))
         return tile_integer_linear(codes, x_scales, scale_columns, weight, {out, bias, residual, false, n}, m,
                                    threads);
 #endif
