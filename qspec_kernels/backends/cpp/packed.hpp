@@ -79,4 +79,13 @@ inline int64_t ahead(int64_t chunk, int64_t chunks, int64_t tiles) {
     return next < chunks ? next : next + (tiles - 1) * chunks;
 }
 
+// Scales of a tile are a short stretch of a memory of their own, which the core's own prefetch hardly
+// notices: with those of group g of tile t, asks for the same ones of the tiles that follow the `tiles` side
+// by side.
+template <class Format>
+inline void prefetch_scales(const PackedMatrix<Format>& w, const typename Format::Scale* scales, int64_t t,
+                            int64_t g, int64_t tiles) {
+    __builtin_prefetch(scales + ((t + tiles) * w.groups + g) * 16, 0, 2);
+}
+
 }  // namespace qspec
