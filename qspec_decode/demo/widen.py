@@ -159,7 +159,7 @@ def _zeros(weight: Weight) -> Weight:
         return torch.zeros_like(weight)
     format = formats.get(weight.format)
     codes, scales = format.unpack(weight)
-    # under scales of a real matrix: 2^-127, the scale of a block of zeros, costs Intel's cores an assist each
+    # under the scales of a real matrix, and so with its cost: kernels have a slower path for those of zeros
     return format.pack(torch.zeros_like(codes), scales, weight.group_size)
 
 

@@ -61,6 +61,18 @@ def plain(batch: Batch, scale: float, window: int | None) -> Tensor:
     return torch.einsum("thc,thcd->thd", weights, values)
 
 
+def size(batch: Batch, scale: float, window: int | None) -> Tensor:
+    """The magnitude whose rounding the outputs may show: of values that cancel, under weights that are wrong
+    by a factor of what the products of a score, which cancel as well, are rounded by."""
+    group = batch.q.shape[1] // batch.k_cache.shape[1]
+    keys = batch.k_cache[batch.rows].abs().float().repeat_interleave(group, 1)
+    slots = torch.arange(keys.shape[2])
+    products = torch.einsum("thd,thcd->thc", batch.q.abs().float(), keys) * scale
+    products = products.masked_fill(slots > batch.positions[:, None, None], 0)
+    values = exact_attention(*batch._replace(v_cache=batch.v_cache.abs()), scale, window)
+    return values.max() * (1 + products.max())
+
+
 RAGGED = st.lists(st.tuples(st.integers(1, 150), st.integers(0, 6)), min_size=1, max_size=3).filter(
     lambda rows: any(fresh for _, fresh in rows)
 )
@@ -85,7 +97,7 @@ def check_attention(rows, heads, group, d, window, dtype, seed):
     batch = make_batch(seed, lengths, fresh, heads, group, d, dtype)
     out = qk.attention(*batch, scale=d**-0.5, window=window)
     exact = exact_attention(*batch, d**-0.5, window)
-    assert_within_budget(out, exact, plain(batch, d**-0.5, window))
+    assert_within_budget(out, exact, plain(batch, d**-0.5, window), size(batch, d**-0.5, window))
     narrow = qk.attention(batch.q.bfloat16(), *batch[1:], scale=d**-0.5, window=window)
     assert narrow.dtype == torch.bfloat16
     rounded = batch._replace(q=batch.q.bfloat16())
@@ -164,7 +176,13 @@ def _wider_window(right, *arguments):
     return right(*arguments[:-1], arguments[-1] + 1)
 
 
-@pytest.mark.parametrize("wrong", [_off_by_one, _one_too_far, _heads_interleaved, _wider_window])
+def _rounded_queries(right, q, *rest):
+    return right(q.bfloat16().float(), *rest)
+
+
+@pytest.mark.parametrize(
+    "wrong", [_off_by_one, _one_too_far, _heads_interleaved, _wider_window, _rounded_queries]
+)
 def test_attention_catches(mutate, wrong):
     mutate("attention", wrong)
     with pytest.raises(AssertionError, match="exceeds the budget"):

@@ -149,6 +149,30 @@ def test_nan_scale_of_mxfp4(backend, act):
     assert (out[:, 1] == 32).all()
 
 
+@pytest.mark.parametrize("m", [1, 6, 17])
+@pytest.mark.parametrize("act", ["a16", "a8"])
+def test_least_scales_of_mxfp4(backend, rng, act, m):
+    check_least_scales(rng, act, m)
+
+
+def check_least_scales(rng, act, m):
+    # scale bytes 0 to 3, and 0 is that of zeros, too; x lifts the products to where floats are normal
+    n, k = 40, 320
+    exponents = torch.randint(-128, -123, (n, k // 32), generator=rng)
+    blocks = 2.0 ** exponents.double() * (torch.rand(exponents.shape, generator=rng) < 0.7)
+    scattered = torch.randn(n, k, generator=rng).double() * blocks.repeat_interleave(32, 1)
+    weight = quantized("mxfp4", scattered.float(), 32)
+    x = torch.randn(m, k, generator=rng) * 2.0**100
+    if act == "a16":
+        rounded = x.bfloat16()
+        out, low = qk.linear(rounded.float(), weight.packed), F.linear(rounded.float(), weight.values.float())
+        assert_within_budget(out, exact_linear(rounded, weight.values), low)
+    else:
+        activation = qk.quantize_act(x)
+        operands = (activation.codes, activation.scales, weight.integers, weight.scales, 32)
+        assert same_bits(qk.linear(activation, weight.packed), integer_linear(*operands, dtype=torch.float32))
+
+
 def test_leading_dimensions_and_strides(backend, rng):
     x, weight = torch.randn(2, 100, 3, generator=rng).transpose(1, 2), torch.randn(7, 100, generator=rng)
     packed = quantized("int4", weight, 32).packed
@@ -197,6 +221,17 @@ def test_integers_catch(mutate, rng, wrong):
     mutate("linear_w4a8", wrong)
     with pytest.raises(AssertionError):
         check_integers(rng, (3, 100, 37), "int4", 32, "a8")
+
+
+@pytest.mark.parametrize("act", ["a16", "a8"])
+def test_least_scales_catch_numbers_taken_for_zeros(mutate, rng, act):
+    def wrong(right, *operands):
+        *before, scales = operands[:-5]
+        return right(*before, torch.where(scales == 0, 127, scales), *operands[-5:])
+
+    mutate(f"linear_mxfp4{act}", wrong)
+    with pytest.raises(AssertionError):
+        check_least_scales(rng, act, 6)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ struct IntegerSteps {
         memcpy(out, x, count);
         memset(out + count, 0, depth * 8 - count);
     }
-    static f32 weight_scale(const typename Format::Scale* p) { return Format::integer_scale(p); }
+    static f32 weight_scale(const typename Format::Scale* p, const uint8_t* chunks) {
+        return Format::integer_scale(p, chunks);
+    }
     static f32 scaled(const int32_t* sums, f32 weight_scale, float x_scale) {
         return mul(to_float(load_bits(sums)), mul(weight_scale, set1(x_scale)));
     }
@@ -86,7 +88,9 @@ struct FloatSteps {
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out + c * 16), _mm_shuffle_epi8(chunk, pairs));
         }
     }
-    static f32 weight_scale(const typename Format::Scale* p) { return Format::scale(p); }
+    static f32 weight_scale(const typename Format::Scale* p, const uint8_t* chunks) {
+        return Format::scale(p, chunks);
+    }
     static f32 scaled(const int32_t* sums, f32 weight_scale, float) {
         return mul(from_bits(load_bits(sums)), weight_scale);
     }
@@ -233,11 +237,15 @@ struct StepsReady {
 template <int kBatch, int kBlocks, int kTiles, class Steps>
 inline void add_scaled(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t first,
                        int64_t groups, const int32_t* sums, float* totals) {
+    const auto& w = call.weight;
     const int64_t scale_step = call.scale_columns > 1;
     f32 scales[kTiles][kBatch];
     for (int t = 0; t < kTiles; ++t) {
-        const auto* from = call.weight.tile_scales(call.beside(tile, t)) + first * 16;
-        for (int64_t g = 0; g < groups; ++g) scales[t][g] = Steps::weight_scale(from + g * 16);
+        const auto* from = w.tile_scales(call.beside(tile, t)) + first * 16;
+        const uint8_t* chunks = w.tile(call.beside(tile, t)) + first * w.group_chunks * 64;
+        prefetch_scales(w, from, 0, 0, kTiles);
+        for (int64_t g = 0; g < groups; ++g)
+            scales[t][g] = Steps::weight_scale(from + g * 16, chunks + g * w.group_chunks * 64);
     }
     with_count<kBatch>(groups, [&](auto count) {
         for (int b = 0; b < kBlocks; ++b) {

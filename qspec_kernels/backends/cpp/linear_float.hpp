@@ -118,7 +118,9 @@ inline void float_tile(const FloatCall<Format>& call, int64_t tile, int64_t m) {
             });
         }
         for (int t = 0; t < kTiles; ++t) {
-            const f32 scale = Format::scale(scales + (t * w.groups + g) * 16);
+            prefetch_scales(w, scales, t, g, kTiles);
+            const f32 scale = Format::scale(scales + (t * w.groups + g) * 16,
+                                            data + (t * w.chunks + g * w.group_chunks) * 64);
             for (int c = 0; c < kColumns; ++c) total[t][c] = add(total[t][c], mul(sum[t][c], scale));
         }
     }

@@ -83,7 +83,8 @@ inline void integer_tile(const IntegerCall<Format>& call, int64_t tile, int64_t 
 #pragma GCC unroll 16
         for (int t = 0; t < kTiles; ++t) {
             prefetch_scales(w, scales, t, g, kTiles);
-            const f32 ws = Format::integer_scale(scales + (t * w.groups + g) * 16);
+            const f32 ws = Format::integer_scale(scales + (t * w.groups + g) * 16,
+                                                 data + (t * w.chunks + g * w.group_chunks) * 64);
 #pragma GCC unroll 16
             for (int c = 0; c < kColumns; ++c) {
                 const f32 s = mul(ws, set1(call.x_scales[(m + c) * call.scale_columns + g * scale_step]));

@@ -18,8 +18,8 @@ struct Int4 {
     static constexpr float kValues[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
     static Bytes8 unsigned_codes(i32 chunk) { return split_nibbles(chunk); }
-    static f32 scale(const Scale* p) { return load_f16(p); }
-    static f32 integer_scale(const Scale* p) { return load_f16(p); }
+    static f32 scale(const Scale* p, const uint8_t*) { return load_f16(p); }
+    static f32 integer_scale(const Scale* p, const uint8_t*) { return load_f16(p); }
 };
 
 // E2M1 codes; E8M0 scales 2^(E-127), 255 is NaN. The integer paths take twice the value plus 12, a byte from
@@ -35,14 +35,24 @@ struct Mxfp4 {
 
     static Bytes8 unsigned_codes(i32 chunk) { return lookup(split_nibbles(chunk), kBytes); }
 
-    static f32 scale(const Scale* p) { return scale_below(p, 127); }
-    static f32 integer_scale(const Scale* p) { return scale_below(p, 128); }
+    // The scales of sixteen rows of a block, whose codes begin at `chunks`.
+    static f32 scale(const Scale* p, const uint8_t* chunks) { return scale_below(p, chunks, 127); }
+    static f32 integer_scale(const Scale* p, const uint8_t* chunks) { return scale_below(p, chunks, 128); }
 
-    // 2^(E - bias), subnormals included.
-    static f32 scale_below(const Scale* p, int32_t bias) {
-        const i32 e = from_bytes(p);
-        const i32 value = bits(power_of_two(add(e, set1(-bias))));
-        return from_bits(if_equal(e, set1(255), set1(0x7fc00000), value));
+    // 2^(E - bias).
+    static f32 scale_below(const Scale* p, const uint8_t* chunks, int32_t bias) {
+        if (!all_between<2, 254>(p)) return rare_scale_below(p, chunks, bias);
+        return from_bits(shift_left<23>(add(from_bytes(p), set1(127 - bias))));
+    }
+    // The scale of zeros is 2^-127, which is subnormal, and every product with it would cost Intel's cores
+    // more than the whole block: 1 makes the same zeros of the rows' sums.
+    static f32 rare_scale_below(const Scale* p, const uint8_t* chunks, int32_t bias) {
+        i32 magnitudes = set1(0);
+        for (int c = 0; c < kGroupChunks; ++c)
+            magnitudes = max(magnitudes, bit_and(load_bits(chunks + c * 64), set1(0x77777777)));
+        const i32 e = from_bytes(p), value = bits(power_of_two(add(e, set1(-bias))));
+        const i32 least = if_equal(magnitudes, set1(0), bits(set1(1.0f)), value);
+        return from_bits(if_equal(e, set1(0), least, if_equal(e, set1(255), set1(0x7fc00000), value)));
     }
 };
 

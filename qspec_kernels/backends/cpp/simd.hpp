@@ -42,14 +42,12 @@ inline uint16_t float_to_bf16(float f) {
 
 namespace qspec {
 
-#if !defined(__AVX512F__)
 // 2^e, for -128 <= e <= 127: the exponent moves into place, but for the two results that are subnormal.
 inline f32 power_of_two(i32 e) {
     const i32 plain = shift_left<23>(add(e, set1(127)));
     const i32 half = if_equal(e, set1(-127), set1(0x00400000), plain);
     return from_bits(if_equal(e, set1(-128), set1(0x00200000), half));
 }
-#endif
 
 // The first n lanes from memory, zeros behind them; 0 <= n <= 16.
 inline f32 load_first(const float* p, int n) {

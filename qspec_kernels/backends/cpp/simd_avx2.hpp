@@ -62,6 +62,14 @@ inline i32 from_bytes(const uint8_t* p) {
     __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))};
 }
+// Whether sixteen bytes are all in kFirst..kLast.
+template <uint8_t kFirst, uint8_t kLast>
+inline bool all_between(const uint8_t* p) {
+    const __m128i above =
+        _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_set1_epi8(kFirst));
+    const __m128i most = _mm_set1_epi8(static_cast<char>(kLast - kFirst));
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(above, most), most)) == 0xffff;
+}
 
 // a == b ? x : y, a < b ? x : y, lane by lane.
 inline i32 if_equal(i32 a, i32 b, i32 x, i32 y) {

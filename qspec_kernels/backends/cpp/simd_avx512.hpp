@@ -49,6 +49,13 @@ inline i32 round_to_int(f32 a) { return _mm512_cvtps_epi32(a); }
 inline i32 from_bytes(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+// Whether sixteen bytes are all in kFirst..kLast.
+template <uint8_t kFirst, uint8_t kLast>
+inline bool all_between(const uint8_t* p) {
+    const __m128i above =
+        _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_set1_epi8(kFirst));
+    return _mm_cmpgt_epu8_mask(above, _mm_set1_epi8(static_cast<char>(kLast - kFirst))) == 0;
+}
 
 // a == b ? x : y, a < b ? x : y, lane by lane.
 inline i32 if_equal(i32 a, i32 b, i32 x, i32 y) {
@@ -83,9 +90,6 @@ inline void store_codes(int8_t* p, i32 v) {
 inline f32 load_f16(const uint16_t* f16) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(f16)));
 }
-
-// 2^e, for -128 <= e <= 127: rounds nothing, not even where the result is subnormal.
-inline f32 power_of_two(i32 e) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), _mm512_cvtepi32_ps(e)); }
 
 // Lanes are folded in halves, 16 to 8 to 4 to 2 to 1: the one order of every horizontal sum.
 inline float reduce_add(f32 v) {

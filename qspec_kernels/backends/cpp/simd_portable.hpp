@@ -77,6 +77,13 @@ inline i32 from_bytes(const uint8_t* p) {
     for (int i = 0; i < kLanes; ++i) v[i] = p[i];
     return v;
 }
+// Whether sixteen bytes are all in kFirst..kLast.
+template <uint8_t kFirst, uint8_t kLast>
+inline bool all_between(const uint8_t* p) {
+    bool outside = false;
+    for (int i = 0; i < kLanes; ++i) outside |= static_cast<uint8_t>(p[i] - kFirst) > kLast - kFirst;
+    return !outside;
+}
 
 // a == b ? x : y, a < b ? x : y, lane by lane.
 inline i32 if_equal(i32 a, i32 b, i32 x, i32 y) { return a == b ? x : y; }
