@@ -1,6 +1,8 @@
 """The native libraries one by one, and mutants: wrong kernels in place of right ones."""
 
 import importlib
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,6 +23,14 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield
     monkeypatch.undo()
     dispatch.reset()
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    found = shutil.which(os.environ.get("CXX", "c++"))
+    if found is None:
+        pytest.skip("no C++ compiler was found")
+    return found
 
 
 @pytest.fixture

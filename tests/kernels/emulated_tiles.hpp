@@ -1,6 +1,7 @@
 // The instructions of AMX in plain C++, in place of those of amx_tiles.hpp: what the Intel Software
-// Developer's Manual says of LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TILERELEASE, TDPBF16PS and TDPBSSD,
-// and a trap where it says #UD. Registers and configuration belong to a thread, as they do in the CPU.
+// Developer's Manual says of LDTILECFG, STTILECFG, TILELOADD, TILESTORED, TILEZERO, TILERELEASE, TDPBF16PS
+// and TDPBSSD, and a trap where it says #UD. Registers and configuration belong to a thread, as they do in
+// the CPU.
 //
 // Included by amx_tiles.hpp. `qspec_emulated_mutant` makes an instruction wrong, to see that a test would
 // notice.
@@ -36,6 +37,15 @@ inline void configure_tiles(const TileConfig& config) {
         emulated.rows[i] = config.rows[i];
         emulated.row_bytes[i] = config.row_bytes[i];
         require(config.rows[i] <= 16 && config.row_bytes[i] <= 64 && !config.rows[i] == !config.row_bytes[i]);
+    }
+}
+
+inline void save_tiles(TileConfig& config) {
+    memset(&config, 0, sizeof(config));
+    config.palette = emulated.configured;
+    for (int i = 0; i < 8; ++i) {
+        config.rows[i] = static_cast<uint8_t>(emulated.rows[i]);
+        config.row_bytes[i] = static_cast<uint16_t>(emulated.row_bytes[i]);
     }
 }
 

@@ -6,7 +6,6 @@ the instructions themselves wherever the `backend` is "amx".
 
 import ctypes
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,41 +61,6 @@ SERVED = {
     *("rescore", "compute_pass"),
 }
 FILES = [*(SERVED - {"compute_pass"}), "bounds", "pool", "tile_permission"]
-# every instruction once, by the functions that the kernels call and by the compiler's intrinsics
-INSTRUCTIONS = """
-#include <immintrin.h>
-#include "amx_tiles.hpp"
-using namespace qspec;
-QSPEC_EXPORT void ours(const TileConfig* config, const void* from, long stride, void* to) {
-    configure_tiles(*config);
-    load_tile<4>(from, stride);
-    load_tile<7>(from, stride);
-    zero_tile<0>();
-    dot_bf16_tiles<1, 4, 7>();
-    dot_byte_tiles<2, 5, 6>();
-    store_tile<3>(to, stride);
-    release_tiles();
-}
-QSPEC_EXPORT void intrinsics(const TileConfig* config, const void* from, long stride, void* to) {
-    _tile_loadconfig(config);
-    _tile_loadd(4, from, stride);
-    _tile_loadd(7, from, stride);
-    _tile_zero(0);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbssd(2, 5, 6);
-    _tile_stored(3, to, stride);
-    _tile_release();
-}
-"""
-INSTRUCTION_BYTES = 43
-
-
-@pytest.fixture(scope="module")
-def compiler() -> str:
-    found = shutil.which(os.environ.get("CXX", "c++"))
-    if found is None:
-        pytest.skip("no C++ compiler was found")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -167,23 +131,6 @@ def set_mutant(emulation: ctypes.CDLL, number: int) -> None:
 def spread(rng: torch.Generator, m: int, k: int) -> torch.Tensor:
     """Rows of values so far apart that every addition rounds; sums of small integers hardly would."""
     return torch.randn(m, k, generator=rng) * 2.0 ** torch.randint(-12, 12, (m, k), generator=rng)
-
-
-def test_the_instructions_are_those_of_the_compiler(compiler, tmp_path):
-    if not (SOURCES / "lib" / "qspec_amx.so").exists():
-        pytest.skip("the library of amx was not built")
-    source, path = tmp_path / "instructions.cpp", tmp_path / "instructions.so"
-    source.write_text(INSTRUCTIONS)
-    amx = ("-mamx-tile", "-mamx-int8", "-mamx-bf16")
-    subprocess.run(
-        [compiler, *FLAGS, *amx, f"-I{SOURCES}", "-shared", str(source), "-o", str(path)], check=True
-    )
-    code = ctypes.CDLL(str(path))
-    ours, intrinsics = (
-        ctypes.string_at(ctypes.cast(code[name], ctypes.c_void_p), INSTRUCTION_BYTES)
-        for name in ("ours", "intrinsics")
-    )
-    assert ours == intrinsics
 
 
 # more than a panel of weight rows, of rows of x, and of both, the last of each not full; several parts of K;

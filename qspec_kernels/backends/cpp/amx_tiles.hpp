@@ -32,6 +32,7 @@ struct alignas(64) TileConfig {
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 
+    TileConfig() = default;
     TileConfig(int64_t row_count, int64_t depth, int64_t columns) {
         for (int i = 0; i < 8; ++i) {
             row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? depth : 4 * columns);
@@ -52,6 +53,7 @@ namespace qspec {
 // The instructions themselves: the compiler's intrinsics take literal register numbers only, and some
 // versions do not say that they touch memory.
 inline void configure_tiles(const TileConfig& config) { asm volatile("ldtilecfg %0" : : "m"(config)); }
+inline void save_tiles(TileConfig& config) { asm volatile("sttilecfg %0" : "=m"(config)); }
 inline void release_tiles() { asm volatile("tilerelease"); }
 template <int kTile>
 inline void zero_tile() {
@@ -83,13 +85,26 @@ inline void dot_byte_tiles() {
 namespace qspec {
 
 // The tile registers of this thread while a task needs them. Given back afterwards: registers in use make
-// every switch of threads slower, and keep the core from its deeper sleep.
+// every switch of threads slower, and keep the core from its deeper sleep. A configuration that was there
+// stays: llama.cpp in the same process configures a thread once and counts on that for ever.
 class TileScope {
    public:
-    explicit TileScope(const TileConfig& config) { configure_tiles(config); }
-    ~TileScope() { release_tiles(); }
+    explicit TileScope(const TileConfig& config) {
+        save_tiles(before_);
+        configure_tiles(config);
+    }
+    ~TileScope() {
+        if (before_.palette == 0) {
+            release_tiles();
+        } else {
+            configure_tiles(before_);
+        }
+    }
     TileScope(const TileScope&) = delete;
     TileScope& operator=(const TileScope&) = delete;
+
+   private:
+    TileConfig before_;
 };
 
 struct Bf16Tiles {
