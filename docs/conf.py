@@ -21,9 +21,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
 myst_heading_anchors = 3
 RESULTS = DOCS / "results"
 myst_substitutions = {
-    **measured.substitutions(
-        measured.load(RESULTS / "cpu_kernels.json"), measured.load(RESULTS / "cpu_decode.json")
-    ),
+    **measured.substitutions(RESULTS),
     **gpu_tables.substitutions(
         measured.load(RESULTS / "gpu_build_triton.json"), measured.load(RESULTS / "gpu_build_cuda.json")
     ),

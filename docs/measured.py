@@ -21,25 +21,35 @@ PEERS = {
     "linear_w4a8": "torch_int4pack",
 }
 
+# the machines of `cpu_kernels_*.json` and of `cpu_decode_*.json`; the numbers of the worked example are the
+# first one's
+KERNELS = ("avx512", "amx")
+DECODING = ("avx512",)
 
-def substitutions(kernels: Document, decoding: Document) -> dict[str, str]:
+
+def substitutions(results: Path) -> dict[str, str]:
     """Markdown by name.
 
-    Parameters
-    ----------
-    kernels
-        Of `qspec bench kernels --json`, linears of every precision on one shape.
-    decoding
-        Of `qspec bench decode --json`.
+    The files are what `qspec bench kernels --json`, linears of every precision on one shape, and `qspec bench
+    decode --json` wrote on each machine, on the same shape and with the same prompts.
     """
-    return kernel_texts(kernels) | decoding_texts(decoding)
+    kernels = {machine: load(results / f"cpu_kernels_{machine}.json") for machine in KERNELS}
+    decoding = {machine: load(results / f"cpu_decode_{machine}.json") for machine in DECODING}
+    texts = shared_texts(kernels[KERNELS[0]], decoding[DECODING[0]])
+    for machine, document in kernels.items():
+        texts |= {f"{name}_{machine}": text for name, text in kernel_texts(document).items()}
+    for machine, document in decoding.items():
+        texts |= {f"{name}_{machine}": text for name, text in decoding_texts(document).items()}
+    return texts
 
 
 def draw(results: Path, folder: Path) -> None:
-    """The drawings of both documents, as SVG."""
+    """The drawings of all documents, as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    write(roofline, results / "cpu_kernels.json", folder / "roofline.svg")
-    write(rates, results / "cpu_decode.json", folder / "rates.svg")
+    for machine in KERNELS:
+        write(roofline, results / f"cpu_kernels_{machine}.json", folder / f"roofline_{machine}.svg")
+    for machine in DECODING:
+        write(rates, results / f"cpu_decode_{machine}.json", folder / f"rates_{machine}.svg")
 
 
 def load(path: Path) -> Document:
@@ -53,14 +63,29 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def shared_texts(kernels: Document, decoding: Document) -> dict[str, str]:
+    """What was measured, which holds for every machine, and the numbers of the worked example."""
+    found = {(row["op"], row["m"]): row for row in kernels["rows"]}
+    most = max(m for _, m in found)
+    texts = {
+        "kernels_shape": kernels["rows"][0]["shape"],
+        "kernels_seconds": f"{kernels['seconds']:g}",
+        "most_rows": str(most),
+        "decode_note": decoding["note"],
+        "decode_scale": decoding["scale"],
+        "decode_prompts": str(decoding["num_prompts"]),
+        "decode_tokens": str(decoding["max_new_tokens"]),
+    }
+    return texts | example("one", found["linear_mxfp4a8", 1]) | example("many", found["linear_mxfp4a8", most])
+
+
 def kernel_texts(document: Document) -> dict[str, str]:
-    """Tables of op over M, and the numbers of the worked example."""
+    """Tables of op over M."""
     found = {(row["op"], row["m"]): row for row in document["rows"]}
     counts = list(dict.fromkeys(row["m"] for row in document["rows"]))
     own = list(dict.fromkeys(row["op"] for row in document["rows"] if not row["peer"]))
     everyone = list(dict.fromkeys(row["op"] for row in document["rows"]))
     headings = ["", *(f"M = {m}" for m in counts)]
-    most = max(counts)
 
     def over_m(ops: Iterable[str], cell: Callable[[str, int], str]) -> str:
         return table(headings, ([f"`{op}`", *(cell(op, m) for m in counts)] for op in ops))
@@ -72,16 +97,12 @@ def kernel_texts(document: Document) -> dict[str, str]:
     def faster(op: str, m: int) -> str:
         return f"{found[PEERS[op], m]['us']['median'] / found[op, m]['us']['median']:.2f}"
 
-    texts = {
+    return {
         "kernels_machine": f"{caption(document['machine'])}; torch {document['machine']['torch']}",
-        "kernels_shape": document["rows"][0]["shape"],
-        "kernels_seconds": f"{document['seconds']:g}",
         "kernels_us": over_m(everyone, lambda op, m: f"{found[op, m]['us']['median']:.0f}"),
         "kernels_bound": over_m(own, bound),
         "kernels_peers": over_m([op for op in own if PEERS.get(op) in everyone], faster),
-        "most_rows": str(most),
     }
-    return texts | example("one", found["linear_mxfp4a8", 1]) | example("many", found["linear_mxfp4a8", most])
 
 
 def example(name: str, row: Mapping[str, Any]) -> dict[str, str]:
@@ -105,10 +126,6 @@ def decoding_texts(document: Document) -> dict[str, str]:
     """Tables of plain decoding, of ladders and of what they are made of."""
     return {
         "decode_machine": caption(document["machine"]),
-        "decode_note": document["note"],
-        "decode_scale": document["scale"],
-        "decode_prompts": str(document["num_prompts"]),
-        "decode_tokens": str(document["max_new_tokens"]),
         "decode_plain": table(
             [
                 "",

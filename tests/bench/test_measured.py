@@ -11,7 +11,6 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "explanation" / "how_fast.md"
-NAMES = ("cpu_kernels.json", "cpu_decode.json")
 MACHINE = {
     "cpu": "CPU",
     "isa": "avx2",
@@ -116,7 +115,7 @@ def test_kernels_become_tables_of_op_over_m(measured: ModuleType) -> None:
 
 
 def test_the_example_divides_what_was_measured(measured: ModuleType) -> None:
-    texts = measured.kernel_texts(KERNELS)
+    texts = measured.shared_texts(KERNELS, DECODING)
     # 4 MB at 20 GB/s; 8 and 64 million operations at 100 GFLOPS
     assert (texts["one_mb"], texts["one_bandwidth"], texts["one_memory_us"]) == ("4.0", "20.0", "200")
     assert (texts["one_gop"], texts["one_compute_us"], texts["one_fraction"]) == ("0.008", "80", "0.50")
@@ -146,14 +145,27 @@ def test_figures_that_do_not_count_are_marked_with_the_reason(measured: ModuleTy
 
 
 def test_the_page_shows_everything_and_nothing_else(measured: ModuleType) -> None:
-    documents = [measured.load(DOCS / "results" / name) for name in NAMES]
-    for document in documents:
+    documents = {path.name: measured.load(path) for path in (DOCS / "results").glob("cpu_*.json")}
+    machines = {"kernels": measured.KERNELS, "decode": measured.DECODING}
+    assert set(documents) == {f"cpu_{kind}_{one}.json" for kind, those in machines.items() for one in those}
+    for document in documents.values():
         assert all(document["machine"][field] for field in ("cpu", "isa", "threads", "date", "commit"))
-    texts = measured.substitutions(*documents)
     shown = re.findall(r"\{\{ (\w+) \}\}", PAGE.read_text(encoding="utf-8"))
     # where the example speaks of many rows it tells neither again
+    texts = measured.substitutions(DOCS / "results")
     assert set(shown) == set(texts) - {"many_mb", "many_bandwidth"}
-    assert {row["m"] for row in documents[0]["rows"]} >= {1, 4, 8, 512}
+
+
+def test_what_the_page_says_once_holds_for_every_machine(measured: ModuleType) -> None:
+    results = DOCS / "results"
+    kernels = [measured.load(results / f"cpu_kernels_{one}.json") for one in measured.KERNELS]
+    decoding = [measured.load(results / f"cpu_decode_{one}.json") for one in measured.DECODING]
+    assert len({document["seconds"] for document in kernels}) == 1
+    cases = {frozenset((row["shape"], row["m"]) for row in document["rows"]) for document in kernels}
+    assert len(cases) == 1
+    assert {m for _, m in cases.pop()} >= {1, 4, 8, 512}
+    for field in ("scale", "note", "num_prompts", "max_new_tokens", "quant_lm_head"):
+        assert len({document[field] for document in decoding}) == 1, field
 
 
 def test_drawings_are_made_where_the_page_looks_for_them(measured: ModuleType, tmp_path: Path) -> None:
@@ -161,4 +173,5 @@ def test_drawings_are_made_where_the_page_looks_for_them(measured: ModuleType, t
     measured.draw(DOCS / "results", tmp_path / "new")
     drawn = {path.name for path in (tmp_path / "new").iterdir()}
     shown = re.findall(r"\]\(\.\./_build/measured/(\S+)\)", PAGE.read_text(encoding="utf-8"))
-    assert drawn == set(shown) == {"roofline.svg", "rates.svg"}
+    assert drawn == set(shown)
+    assert len(drawn) == len(measured.KERNELS) + len(measured.DECODING)

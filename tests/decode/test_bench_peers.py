@@ -169,6 +169,21 @@ def test_llama_cpp_gets_the_same_weights_twice(
         assert gguf.GGUFReader(tmp_path / f"{kind}.gguf").fields["llama.block_count"].contents() == 2
 
 
+def test_llama_cpp_and_transformers_do_not_share_a_process_with_tiles(
+    llama: FakeLlama, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
+    weights = peers.Weights(lambda: bundle / "target", lambda: None, tmp_path)
+    both = ["transformers", "llama.cpp"]
+    monkeypatch.setattr(peers, "cpu_field", lambda name: "avx2")
+    assert len(peers.open_peers(both, weights, None, ExitStack(), lambda _: None)[0]) == 3
+    monkeypatch.setattr(peers, "cpu_field", lambda name: "avx2 amx_tile")
+    with pytest.raises(UsageError, match="beside transformers on a processor with AMX"):
+        peers.open_peers(both, weights, None, ExitStack(), lambda _: None)
+    assert len(peers.open_peers(both[1:], weights, None, ExitStack(), lambda _: None)[0]) == 2
+
+
 def test_peers_that_are_not_installed_are_named_and_asked_for_are_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
