@@ -147,7 +147,7 @@ class LlamaServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_end_with_parent(),
+                preexec_fn=end_with_parent(),
             )
         try:
             self._wait()
@@ -194,7 +194,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """What a child calls so that it ends with this process, however that ends; on Linux alone."""
     if sys.platform != "linux":
         return None

@@ -15,10 +15,10 @@ import torch
 
 from qspec_decode.bench.contenders import Contender
 from qspec_decode.bench.entrants import Entrant, peer_output
-from qspec_decode.bench.llama_cpp_peer import LlamaCpp
+from qspec_decode.bench.llama_cpp_process import LlamaCppProcess
 from qspec_decode.bench.llama_server_peer import PROGRAM, LlamaServer, find_server
 from qspec_decode.output import DecodingOutput
-from qspec_kernels import QSpecError, UsageError, cpu_field, num_threads
+from qspec_kernels import QSpecError, UsageError, num_threads
 
 _NEEDS = {
     "transformers": (("transformers",), "Install it: pip install 'qspec[hf]'."),
@@ -141,7 +141,6 @@ def open_peers(
     for name in NAMES if names is None else names:
         try:
             _check_installed(name, server)
-            _check_neighbours(name, [one.name for one in peers])
             say(f"preparing {name} ...")
             peers += _open(name, weights, server, closing)
         except QSpecError as error:
@@ -160,16 +159,6 @@ def check_names(names: Sequence[str] | None, server: str | None) -> None:
         _check_installed(name, server)
     if server is not None:
         find_server(server)
-
-
-def _check_neighbours(name: str, others: Sequence[str]) -> None:
-    # oneDNN, which multiplies for transformers, gives up the tiles that llama.cpp has configured once for all
-    # time, and llama.cpp ends in an illegal instruction
-    if name == "llama.cpp" and "transformers" in others and "amx_tile" in cpu_field("flags").split():
-        raise UsageError(
-            "llama.cpp cannot run beside transformers on a processor with AMX",
-            "Measure them one after the other: --peers llama.cpp, then --peers transformers.",
-        )
 
 
 def _check_installed(name: str, server: str | None) -> None:
@@ -191,4 +180,12 @@ def _open(name: str, weights: Weights, server: str | None, closing: ExitStack) -
         peer = LlamaServer(program, weights.gguf("bf16"), draft, k, num_threads())
         closing.callback(peer.close)
         return [peer]
-    return [LlamaCpp(weights.gguf(kind), kind, num_threads()) for kind in ("bf16", "q4_0")]
+    # if the second one cannot run the first one ends, too
+    with ExitStack() as opened:
+        found: list[Entrant] = []
+        for kind in ("bf16", "q4_0"):
+            one = LlamaCppProcess(weights.gguf(kind), kind, num_threads())
+            opened.callback(one.close)
+            found.append(one)
+        closing.enter_context(opened.pop_all())
+    return found

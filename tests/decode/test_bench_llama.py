@@ -1,6 +1,7 @@
 """llama.cpp itself, where its package is installed: it reads our files and says what the checkpoint says."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from qspec_decode.bench.llama_cpp_peer import LlamaCpp
+from qspec_decode.bench.llama_cpp_process import LlamaCppProcess
+from qspec_decode.bench.peers import Transformers
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 gguf_file = pytest.importorskip("qspec_decode.bench.gguf_file", reason="gguf is not installed")
@@ -66,3 +69,15 @@ def test_llama_cpp_says_what_four_bits_say(bundle: Path, tmp_path: Path) -> None
     file = gguf_file.write_gguf(bundle / "target", tmp_path / "model.gguf", "q4_0")
     # beside 4-bit weights its inputs are rounded to 8 bits
     check(LlamaCpp(file, "q4_0", 1), of_file(file), 0.1)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "q4_0"])
+def test_llama_cpp_takes_turns_with_transformers(bundle: Path, tmp_path: Path, kind: str) -> None:
+    """With AMX the tiles of one cannot be the other's: see `LlamaCppProcess`."""
+    file = gguf_file.write_gguf(bundle / "target", tmp_path / "model.gguf", kind)
+    transformers = Transformers(bundle / "target")
+    with closing(LlamaCppProcess(file, kind, 1)) as peer:
+        before = peer.decode(PROMPTS, 12).token_ids
+        for _ in range(2):
+            transformers.decode(PROMPTS, 3)
+            assert peer.decode(PROMPTS, 12).token_ids == before

@@ -1,14 +1,10 @@
 """Other programs as contenders: transformers itself, and llama.cpp's Python package played by a stand-in."""
 
-import ctypes
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -18,6 +14,7 @@ from qspec_decode.bench.entrants import Entrant, Ours
 from qspec_decode.bench.llama_cpp_peer import LlamaCpp
 from qspec_decode.load import load
 from qspec_kernels import UsageError
+from tests.decode.stand_in_llama import FakeLlama, said_after
 
 PROMPTS = [list(range(40, 70)), list(range(300, 280, -1)), [7]]
 
@@ -46,79 +43,6 @@ def test_transformers_decodes_greedily_and_to_the_end(bundle: Path, tmp_path: Pa
     found = peers.Transformers(directory).decode(PROMPTS[:1], 5).token_ids
     assert found == peers.Transformers(bundle / "target").decode(PROMPTS[:1], 5).token_ids
     assert len(found[0]) == 5
-
-
-VOCAB = 50
-
-
-class FakeLlama:
-    """The part of `llama_cpp` that is called. The next token is a function of a row's whole text."""
-
-    def __init__(self) -> None:
-        self.freed: list[str] = []
-        self.contexts: list[SimpleNamespace] = []
-        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-        self.llama_log_callback = self.callback
-
-    def llama_log_set(self, callback: Any, data: Any) -> None:
-        assert isinstance(callback, self.callback)
-
-    def llama_backend_init(self) -> None:
-        pass
-
-    def llama_model_default_params(self) -> SimpleNamespace:
-        return SimpleNamespace()
-
-    def llama_model_load_from_file(self, path: bytes, params: SimpleNamespace) -> str | None:
-        assert params.n_gpu_layers == 0
-        return None if path.endswith(b"missing.gguf") else "model"
-
-    def llama_model_get_vocab(self, model: str) -> str:
-        return "vocab"
-
-    def llama_vocab_n_tokens(self, vocab: str) -> int:
-        return VOCAB
-
-    def llama_context_default_params(self) -> SimpleNamespace:
-        return SimpleNamespace(n_ctx=512, n_batch=2048, n_seq_max=1)
-
-    def llama_init_from_model(self, model: str, params: SimpleNamespace) -> SimpleNamespace:
-        texts: dict[int, list[int]] = {row: [] for row in range(params.n_seq_max)}
-        self.contexts.append(SimpleNamespace(params=params, texts=texts, logits={}))
-        return self.contexts[-1]
-
-    def llama_batch_init(self, n_tokens: int, embd: int, n_seq_max: int) -> SimpleNamespace:
-        assert (embd, n_seq_max) == (0, 1)
-        batch = {name: [None] * n_tokens for name in ("token", "pos", "logits", "n_seq_id")}
-        return SimpleNamespace(n_tokens=0, seq_id=[[None] for _ in range(n_tokens)], **batch)
-
-    def llama_decode(self, context: SimpleNamespace, batch: SimpleNamespace) -> int:
-        assert batch.n_tokens <= context.params.n_batch
-        context.logits = {}
-        for i in range(batch.n_tokens):
-            assert batch.n_seq_id[i] == 1
-            text = context.texts[batch.seq_id[i][0]]
-            assert batch.pos[i] == len(text), "positions follow one another"
-            text.append(batch.token[i])
-            if batch.logits[i]:
-                context.logits[i] = said_after(text)
-        return 0
-
-    def llama_get_logits_ith(self, context: SimpleNamespace, index: int) -> Any:
-        array = (ctypes.c_float * VOCAB)()
-        # of two that are equal the first counts
-        array[context.logits[index]] = array[VOCAB - 1] = 2.0
-        return ctypes.cast(array, ctypes.POINTER(ctypes.c_float))
-
-    def llama_batch_free(self, batch: SimpleNamespace) -> None:
-        self.freed.append("batch")
-
-    def llama_free(self, context: SimpleNamespace) -> None:
-        self.freed.append("context")
-
-
-def said_after(text: Sequence[int]) -> int:
-    return sum((i + 1) * token for i, token in enumerate(text)) % (VOCAB - 1)
 
 
 @pytest.fixture
@@ -154,34 +78,6 @@ def test_llama_cpp_says_what_it_cannot_do(llama: FakeLlama, monkeypatch: pytest.
     with pytest.raises(UsageError, match="30 tokens with status 1"):
         peer.decode(PROMPTS[:1], 2)
     assert sorted(llama.freed) == ["batch", "context"]
-
-
-def test_llama_cpp_gets_the_same_weights_twice(
-    llama: FakeLlama, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gguf = pytest.importorskip("gguf")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
-    weights = peers.Weights(lambda: bundle / "target", lambda: None, tmp_path)
-    ready, skipped = peers.open_peers(["llama.cpp"], weights, None, ExitStack(), lambda _: None)
-    assert [(one.name, one.weights) for one in ready] == [("llama.cpp", "bf16"), ("llama.cpp", "q4_0")]
-    assert skipped == []
-    for kind in ("bf16", "q4_0"):
-        assert gguf.GGUFReader(tmp_path / f"{kind}.gguf").fields["llama.block_count"].contents() == 2
-
-
-def test_llama_cpp_and_transformers_do_not_share_a_process_with_tiles(
-    llama: FakeLlama, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("gguf")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
-    weights = peers.Weights(lambda: bundle / "target", lambda: None, tmp_path)
-    both = ["transformers", "llama.cpp"]
-    monkeypatch.setattr(peers, "cpu_field", lambda name: "avx2")
-    assert len(peers.open_peers(both, weights, None, ExitStack(), lambda _: None)[0]) == 3
-    monkeypatch.setattr(peers, "cpu_field", lambda name: "avx2 amx_tile")
-    with pytest.raises(UsageError, match="beside transformers on a processor with AMX"):
-        peers.open_peers(both, weights, None, ExitStack(), lambda _: None)
-    assert len(peers.open_peers(both[1:], weights, None, ExitStack(), lambda _: None)[0]) == 2
 
 
 def test_peers_that_are_not_installed_are_named_and_asked_for_are_an_error(
