@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from qspec_decode.cache import KVCache as KVCache
     from qspec_decode.generate import generate as generate
     from qspec_decode.ladder import DraftModel as DraftModel
-    from qspec_decode.ladder import SpeculativeConfig as SpeculativeConfig
     from qspec_decode.load import load as load
     from qspec_decode.load import load_tokenizer as load_tokenizer
     from qspec_decode.memory import memory_estimate as memory_estimate
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from qspec_decode.protocol import Model as Model
     from qspec_decode.sampling import SamplingParams as SamplingParams
     from qspec_decode.speculate import speculate as speculate
+    from qspec_decode.speculative_config import SpeculativeConfig as SpeculativeConfig
     from qspec_decode.stats import SpecDecodingStats as SpecDecodingStats
     from qspec_decode.tokenizer import Tokenizer as Tokenizer
 
@@ -34,7 +34,7 @@ _HOME = {
     "KVCache": "cache",
     "generate": "generate",
     "DraftModel": "ladder",
-    "SpeculativeConfig": "ladder",
+    "SpeculativeConfig": "speculative_config",
     "load": "load",
     "load_tokenizer": "load",
     "memory_estimate": "memory",

@@ -14,11 +14,11 @@ from qspec_decode import loop, request
 from qspec_decode.cache import roomy
 from qspec_decode.graphs import pool
 from qspec_decode.graphs.wanted import Wanted, captures
-from qspec_decode.ladder import SpeculativeConfig
 from qspec_decode.noise import Purpose, RowSeed, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.protocol import Model, device_of, give_back
 from qspec_decode.sampling import SamplingParams, draw, most_probable, probabilities
+from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_kernels import exclusive_threads
 
 

@@ -1,19 +1,20 @@
 """From what the caller names as target and drafts to a chain of levels over shared caches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from qspec_decode import checks, request
+from qspec_decode import request
 from qspec_decode.cache import roomy
 from qspec_decode.fixed import FixedLevel, FixedNgramLevel
 from qspec_decode.levels import ModelLevel, SharedCache
 from qspec_decode.ngram import NgramLevel
+from qspec_decode.outlook import Outlook, threshold
 from qspec_decode.proposal import Level, Run
 from qspec_decode.protocol import Model, device_of
 from qspec_decode.sibling import aligned, check_same_tokens
+from qspec_decode.speculative_config import Drafting, SpeculativeConfig, drafting
 from qspec_kernels import PRECISIONS, UsageError
 
 
@@ -38,99 +39,6 @@ class DraftModel:
 
 
 Draft = str | Model | DraftModel
-
-
-@dataclass(frozen=True)
-class SpeculativeConfig:
-    """How much is drafted, and how. Names follow vLLM's `speculative_config`.
-
-    Parameters
-    ----------
-    num_speculative_tokens
-        K: tokens drafted per round, one number for every level or one per level from the target
-        downward. None takes 4 for a 4-bit draft of a 16-bit target, 3 elsewhere.
-    prompt_lookup_max, prompt_lookup_min
-        Longest and shortest suffix that the "ngram" level looks up.
-    enforce_eager
-        True runs every op by itself, False decodes in rounds of fixed shapes, which on a GPU are captured as
-        CUDA graphs. None, the default, is False on a GPU that has kernels for it, True elsewhere.
-
-    Raises
-    ------
-    UsageError
-        A value of another type or outside its range.
-    """
-
-    num_speculative_tokens: int | Sequence[int] | None = None
-    prompt_lookup_max: int = 4
-    prompt_lookup_min: int = 1
-    enforce_eager: bool | None = None
-
-    def __post_init__(self) -> None:
-        shortest, longest = map(checks.as_integer, (self.prompt_lookup_min, self.prompt_lookup_max))
-        if shortest is None or longest is None or not 1 <= shortest <= longest:
-            raise UsageError(
-                f"prompt_lookup_min is {self.prompt_lookup_min!r} and prompt_lookup_max is "
-                f"{self.prompt_lookup_max!r}; expected integers, 1 <= min <= max",
-                "Leave them out for 1 and 4.",
-            )
-        if self.enforce_eager not in (None, True, False):
-            raise UsageError(
-                f"enforce_eager is {self.enforce_eager!r}; expected True, False or None",
-                "None leaves it to the device.",
-            )
-        values = {
-            "num_speculative_tokens": _parse_k(self.num_speculative_tokens),
-            "prompt_lookup_max": longest,
-            "prompt_lookup_min": shortest,
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-
-def _parse_k(given: Any) -> int | tuple[int, ...] | None:
-    """K as an int, or as a tuple where there is one per level."""
-    entries = checks.plain(given)
-    several = isinstance(entries, Sequence) and not isinstance(entries, str)
-    found = tuple(
-        checks.integer(
-            "num_speculative_tokens",
-            entry,
-            1,
-            "Give one number, or one per level from the target downward; without drafts call generate().",
-        )
-        for entry in (entries if several else [] if given is None else [given])
-    )
-    return found if several else found[0] if found else None
-
-
-def configured(
-    config: SpeculativeConfig | None,
-    num_speculative_tokens: int | Sequence[int] | None,
-    enforce_eager: bool | None = None,
-) -> SpeculativeConfig:
-    """`config` with what the keyword options say, if they were given.
-
-    Raises
-    ------
-    UsageError
-        Both say something, and not the same.
-    """
-    config = SpeculativeConfig() if config is None else config
-    if not isinstance(config, SpeculativeConfig):
-        raise UsageError(
-            f"config is {config!r}; expected a SpeculativeConfig",
-            "For instance config=SpeculativeConfig(num_speculative_tokens=4).",
-        )
-    given = {"num_speculative_tokens": _parse_k(num_speculative_tokens), "enforce_eager": enforce_eager}
-    for name, value in given.items():
-        if value is not None and getattr(config, name) not in (None, value):
-            raise UsageError(
-                f"{name} is {value} as a keyword and {getattr(config, name)} in "
-                "config=SpeculativeConfig(...)",
-                "Give it in one place.",
-            )
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
 def as_list(draft: Draft | Sequence[Draft], target: str) -> list[Draft]:
@@ -167,30 +75,6 @@ def as_list(draft: Draft | Sequence[Draft], target: str) -> list[Draft]:
             )
         return ["w4a8" if weights == "int4" else "mxfp4a8"]
     return drafts
-
-
-def num_speculative_tokens(config: SpeculativeConfig, target: str, drafts: list[Draft]) -> list[int]:
-    """K per level.
-
-    Raises
-    ------
-    UsageError
-        A list of K whose length is not the number of drafts.
-    """
-    k = config.num_speculative_tokens
-    if not drafts:
-        return []
-    if isinstance(k, int):
-        return [k] * len(drafts)
-    if k is not None:
-        if len(k) != len(drafts):
-            raise UsageError(
-                f"num_speculative_tokens has {len(k)} entries for {len(drafts)} draft levels",
-                "Give one number, or one per level from the target downward.",
-            )
-        return list(k)
-    by_bytes = PRECISIONS[target].weights in ("fp32", "bf16") and isinstance(drafts[0], str)
-    return [4 if by_bytes and drafts[0] != "ngram" else 3] + [3] * (len(drafts) - 1)
 
 
 @dataclass(frozen=True)
@@ -252,10 +136,11 @@ def build(
     Raises
     ------
     UsageError
-        As `rungs`, or there is no memory for a cache.
+        As `rungs`, as `speculative_config.drafting`, or there is no memory for a cache.
     """
     checked = rungs(model, target, drafts)
-    counts = num_speculative_tokens(config, target, drafts)
+    amount = drafting(config, target, drafts, greedy=run.sampling.greedy, fixed=fixed)
+    counts = amount.num_speculative_tokens
     batch_size, capacity, device = len(run.buffer.ids), run.capacity, device_of(model)
     caches: dict[int, SharedCache] = {}
 
@@ -288,6 +173,23 @@ def build(
             draft_head=index > 0 and (rung.model is not model or rung.precision != target),
             name=rung.name,
             inner=inner,
+            outlook=_outlook(amount, rung, checked[index - 1], is_target=index == 1) if index else None,
         )
     assert isinstance(level, ModelLevel)
     return level
+
+
+def _outlook(amount: Drafting, rung: Rung, above: Rung | None, *, is_target: bool) -> Outlook | None:
+    """What ends a level's drafting for the one above early, if anything does."""
+    if not amount.ends_early or above is None:
+        return None
+    if amount.draft_confidence_threshold is not None:
+        return Outlook(amount.draft_confidence_threshold)
+    draft, verifier = _bytes_per_pass(rung, True), _bytes_per_pass(above, not is_target)
+    # of models that do not say what they read, a quarter of the verifier's cost is supposed
+    return Outlook(threshold(draft / verifier if draft and verifier else 0.25))
+
+
+def _bytes_per_pass(rung: Rung, draft_head: bool) -> int | None:
+    read = getattr(rung.model, "bytes_per_pass", None)
+    return None if read is None else read(rung.precision, draft_head=draft_head)

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from qspec_decode import protocol
 from qspec_decode.accept import greedy, standard
 from qspec_decode.noise import Purpose, uniform
+from qspec_decode.outlook import Outlook, margins
 from qspec_decode.proposal import Level, Proposal, Run
 from qspec_decode.protocol import Cache, Model
 from qspec_decode.sampling import most_probable, probabilities
@@ -34,6 +36,8 @@ class Emission:
         Per row, how many drafts there were and how many stood.
     probs
         The level's own distribution at every committed position; None when greedy.
+    margins
+        By how much each committed token leads in the level's own logits; None unless an outlook asks for it.
     """
 
     ids: Int64[Tensor, "rows width"]
@@ -41,6 +45,7 @@ class Emission:
     num_draft_tokens: Int64[Tensor, " rows"]
     num_accepted_tokens: Int64[Tensor, " rows"]
     probs: Float[Tensor, "rows width vocab"] | None
+    margins: Float[Tensor, "rows width"] | None = None
 
     def on_host(self) -> "Emission":
         """The same on the CPU, by one copy, without the distributions."""
@@ -81,6 +86,9 @@ class ModelLevel:
         Let the model use a cheaper output matrix where it has one.
     inner
         The level below with the number of tokens asked of it per round, or None.
+    outlook
+        Ends this level's drafting where its drafts are unlikely to stand above; None drafts all that is
+        asked for.
     """
 
     num_bytes = None
@@ -99,11 +107,13 @@ class ModelLevel:
         draft_head: bool = False,
         name: str = "",
         inner: "tuple[Level, int] | None" = None,
+        outlook: Outlook | None = None,
     ):
         self.name = name or precision
         self.stats = SpecDecodingStats(inner[0].name) if inner else None
         self._run, self._model, self._precision, self._cache = run, model, precision, cache
         self._index, self._draft_head, self._inner = index, draft_head, inner
+        self._outlook = outlook
 
     def prefill(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
         """Compute keys and values of the prompts, all but each row's last token, here and below."""
@@ -123,11 +133,13 @@ class ModelLevel:
     def propose(
         self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"], counts: Int64[Tensor, " rows"]
     ) -> Proposal:
-        """Extend each row by `counts` tokens, fewer only where this model's positions end."""
+        """Extend each row by `counts` tokens; fewer where positions end, or drafts are unlikely to stand."""
         counts = torch.minimum(counts, self._model.max_positions - lengths).clamp(min=0)
         k = int(counts.max())
         ids = lengths.new_zeros(len(rows), k)
         probs = None
+        leads = None if self._outlook is None else ids.new_zeros(ids.shape, dtype=torch.float32)
+        likely = torch.ones(len(rows), dtype=torch.float64, device=ids.device)
         done = torch.zeros_like(counts)
         while bool((left := counts - done).any()):
             at = left.nonzero()[:, 0]
@@ -143,8 +155,14 @@ class ModelLevel:
                 if probs is not None and emission.probs is not None:
                     source = emission.probs[:, j] if len(to) == len(at) else emission.probs[real, j]
                     probs.flatten(0, 1).index_copy_(0, to * k + done[to] + j, source)
+                if leads is not None and emission.margins is not None:
+                    leads[to, done[to] + j] = emission.margins[real, j]
             done[at] += emission.num_tokens
-        return Proposal(ids, counts, probs)
+            if self._outlook and emission.margins is not None:
+                real = torch.arange(emission.ids.shape[1], device=ids.device) < emission.num_tokens[:, None]
+                likely[at] *= self._outlook.chances(emission.margins).where(real, 1.0).prod(1)
+                counts = torch.where(likely < self._outlook.threshold, done, counts)
+        return Proposal(ids, done, probs, leads, self._outlook)
 
     def round(
         self,
@@ -165,6 +183,8 @@ class ModelLevel:
         drafted = proposal.num_tokens
         logits = self._forward(rows, starts, lengths - 1, lengths + drafted, phase)
         accepted, following, probs = self._accept(rows, lengths, proposal, logits)
+        if proposal.outlook is not None:
+            _report(proposal, accepted, logits)
 
         ends = lengths + accepted
         self._run.buffer.write(rows, ends, following)
@@ -175,7 +195,8 @@ class ModelLevel:
             self.stats.verify_time += time.perf_counter() - began
         ids = torch.cat([proposal.ids, following[:, None]], 1)
         ids.scatter_(1, accepted[:, None], following[:, None])
-        return Emission(ids, accepted + 1, drafted, accepted, probs)
+        leads = None if self._outlook is None else _margins(logits, ids, drafted + 1)
+        return Emission(ids, accepted + 1, drafted, accepted, probs, leads)
 
     def give_back(self) -> None:
         """End the use of all caches, here and below."""
@@ -238,6 +259,26 @@ class ModelLevel:
         seeds = self._run.seeds[rows]
         coins = uniform(seeds, self._index, Purpose.COIN, positions[:, :-1])
         return coins, uniform(seeds, self._index, Purpose.DRAW, positions)
+
+
+def _report(proposal: Proposal, accepted: Tensor, logits: Tensor) -> None:
+    """Tell the outlook the margins that a verification gave the drafts it decided on."""
+    assert proposal.outlook is not None
+    assert proposal.margins is not None
+    k = proposal.ids.shape[1]
+    # behind the last draft there is none: what stands there is looked up and left out
+    found = _margins(logits, pad(proposal.ids, (0, 1)), proposal.num_tokens + 1)[:, :k]
+    decided = (
+        torch.arange(k, device=logits.device) < torch.minimum(accepted + 1, proposal.num_tokens)[:, None]
+    )
+    proposal.outlook.learn(proposal.margins[decided], found[decided])
+
+
+def _margins(logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
+    """Margins [rows, width] of `ids` in logits [sum(counts), vocab]; zeros behind each row's count."""
+    width = ids.shape[1]
+    real = torch.arange(width, device=ids.device) < counts[:, None]
+    return _rectangle(margins(logits, ids[real]), counts, width)
 
 
 def _rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:

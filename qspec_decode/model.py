@@ -11,7 +11,7 @@ from qspec_decode import rope as rotary
 from qspec_decode.cache import KVCache, Spares
 from qspec_decode.config import ModelConfig
 from qspec_decode.replay import MAX_TOKENS
-from qspec_decode.weights import LayerWeights, Weight, WeightSet
+from qspec_decode.weights import LayerWeights, Weight, WeightSet, weight_bytes
 from qspec_kernels import (
     PRECISIONS,
     HeadNorm,
@@ -93,6 +93,13 @@ class Transformer:
             # added to the logits: ids that stand for nothing are never chosen
             self._mask = torch.zeros(config.vocab_size, dtype=dtype, device=self.device)
             self._mask[config.num_real_tokens :] = -torch.inf
+
+    def bytes_per_pass(self, precision: str, *, draft_head: bool = False) -> int:
+        """Bytes of weights that one pass reads; with `draft_head` those of a 4-bit output matrix, if any."""
+        weights = self.sets[names.set_name(precision)]
+        if draft_head and weights.draft_head is not None:
+            return weights.num_bytes - weight_bytes(weights.head) + weight_bytes(weights.draft_head)
+        return weights.num_bytes
 
     def new_cache(self, batch_size: int, capacity: int, precision: str) -> KVCache:
         """A cache for `batch_size` sequences of up to `capacity` positions.

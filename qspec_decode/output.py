@@ -55,6 +55,10 @@ class DecodingOutput:
         The prefill yields each row's first token, so decoding makes one token less.
     graph_bytes
         Memory of the device that captured rounds hold with their caches; None if ops ran one by one.
+    num_speculative_tokens
+        K per draft level: the most that a round drafts.
+    draft_confidence_threshold
+        As in `SpeculativeConfig`: 0 where drafting never ended early, None where each level had its own.
     """
 
     sequences: list[Int64[Tensor, " _"]]
@@ -68,6 +72,8 @@ class DecodingOutput:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     graph_bytes: int | None = None
+    num_speculative_tokens: list[int] = field(default_factory=list)
+    draft_confidence_threshold: float | None = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -95,4 +101,6 @@ class DecodingOutput:
             "decode_seconds": self.decode_seconds,
             "tokens_per_second": self.tokens_per_second,
             "graph_bytes": self.graph_bytes,
+            "num_speculative_tokens": self.num_speculative_tokens,
+            "draft_confidence_threshold": self.draft_confidence_threshold,
         }

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from qspec_decode.outlook import Outlook
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.tokens import TokenBuffer
 
@@ -40,11 +41,17 @@ class Proposal:
         How many of a row's are real; a level may propose fewer than it was asked for.
     probs
         The distribution each was drawn from; None where nothing was drawn (greedy, n-gram).
+    margins
+        By how much each leads in the level's own logits, where an outlook was asked.
+    outlook
+        Wants to be told the same margins of whoever verifies; None if nobody does.
     """
 
     ids: Int64[Tensor, "rows k"]
     num_tokens: Int64[Tensor, " rows"]
     probs: Float[Tensor, "rows k vocab"] | None
+    margins: Float[Tensor, "rows k"] | None = None
+    outlook: Outlook | None = None
 
 
 @runtime_checkable

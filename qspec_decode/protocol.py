@@ -25,8 +25,9 @@ class Model(Protocol):
     names that `forward` accepts, the default of a draft first, `eos_token_ids` the ids that end a text.
 
     A model may also have `vocabulary`, a digest of its tokenizer's tokens and ids: two models with equal
-    ones can draft for each other even if the widths of their logits differ. And it may have `device`, where
-    it takes ids and returns logits; without it that is the CPU.
+    ones can draft for each other even if the widths of their logits differ. It may have `device`, where
+    it takes ids and returns logits; without it that is the CPU. And it may have `bytes_per_pass(precision, *,
+    draft_head)`, the bytes of weights that a pass reads, from which the costs of levels are compared.
     """
 
     @property
@@ -91,6 +92,7 @@ class Relay:
         self.precisions = model.precisions
         self.vocabulary = getattr(model, "vocabulary", None)
         self.device = device_of(model)
+        self.bytes_per_pass = getattr(model, "bytes_per_pass", None)
 
     def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
         """The model's own."""

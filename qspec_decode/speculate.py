@@ -10,12 +10,13 @@ from qspec_decode import ladder, loop, request
 from qspec_decode.accept import greedy, standard
 from qspec_decode.graphs import pool
 from qspec_decode.graphs.wanted import Wanted, captures
-from qspec_decode.ladder import Draft, SpeculativeConfig
+from qspec_decode.ladder import Draft
 from qspec_decode.noise import RowSeed, Seed, row_seeds
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.proposal import Run
 from qspec_decode.protocol import Model, device_of
 from qspec_decode.sampling import SamplingParams
+from qspec_decode.speculative_config import SpeculativeConfig, configured
 from qspec_decode.tokens import TokenBuffer
 from qspec_kernels import exclusive_threads
 
@@ -78,7 +79,7 @@ def speculate(
             "eos_token_id": eos_token_id,
         },
     )
-    config = ladder.configured(config, num_speculative_tokens, enforce_eager)
+    config = configured(config, num_speculative_tokens, enforce_eager)
     precision = request.loaded_precision(model, target)
     drafts = ladder.as_list(draft, precision)
     prompts = request.prompts(model, input_ids, attention_mask)
@@ -86,6 +87,7 @@ def speculate(
     pairs = row_seeds(params.seed, len(prompts))
 
     wanted = Wanted(model, precision, drafts, config, params, eos)
+    amount = wanted.drafting(fixed=captures(wanted))
     rows = loop.Rows(prompts, params.max_new_tokens, model.max_positions, eos)
     with rounds(wanted, prompts, pairs) as top:
         course = loop.run(top, rows, streamer)
@@ -99,6 +101,8 @@ def speculate(
         reference=precision,
         seeds=pairs,
         levels=levels,
+        num_speculative_tokens=amount.num_speculative_tokens,
+        draft_confidence_threshold=amount.draft_confidence_threshold,
         num_target_steps=course.num_rounds,
         prefill_seconds=course.prefill_seconds,
         decode_seconds=course.decode_seconds,

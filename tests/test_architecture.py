@@ -18,9 +18,9 @@ MANY_ARGUMENTS = {"generate", "speculate"}
 DECODE_LAYERS = [
     set(row.split())
     for row in (
-        "noise stats precision protocol replay cache config rope progress tensors machine checks",
+        "noise stats precision protocol replay cache config rope progress tensors machine checks outlook",
         "sampling sibling tokens output weights tokenizer chat checkpoint memory load_options",
-        "accept proposal request model",
+        "accept proposal request model speculative_config",
         "prepare ngram levels fixed loop",
         "load ladder",
         "graphs",

@@ -5,10 +5,7 @@ No clock is in it, so that it stands beside a measured speed-up as something els
 
 from collections.abc import Sequence
 
-from qspec_decode.model import Transformer
-from qspec_decode.precision import set_name
 from qspec_decode.stats import SpecDecodingStats
-from qspec_decode.weights import weight_bytes
 
 
 def byte_bound(
@@ -39,11 +36,3 @@ def byte_bound(
             passes -= levels[depth + 1].num_accepted_tokens
         total += passes * size
     return num_plain_steps * bytes_read[0] / total if total else 0.0
-
-
-def bytes_per_pass(model: Transformer, precision: str, *, draft: bool) -> int:
-    """Bytes of weights that one pass reads; a draft uses the 4-bit output matrix if there is one."""
-    weights = model.sets[set_name(precision)]
-    if draft and weights.draft_head is not None:
-        return weights.num_bytes - weight_bytes(weights.head) + weight_bytes(weights.draft_head)
-    return weights.num_bytes

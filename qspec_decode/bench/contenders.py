@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from qspec_decode import ladder
 from qspec_decode.generate import generate
-from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
+from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.speculate import speculate
+from qspec_decode.speculative_config import Drafting, SpeculativeConfig, drafting
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,12 @@ class Contender:
 
     @property
     def num_speculative_tokens(self) -> list[int]:
-        """K per level."""
-        return ladder.num_speculative_tokens(SpeculativeConfig(), self.target, list(self.drafts))
+        """K per level where drafting never ends early."""
+        return self.drafting(greedy=True, fixed=True).num_speculative_tokens
+
+    def drafting(self, *, greedy: bool, fixed: bool = False) -> Drafting:
+        """How much is drafted where nothing is said about it."""
+        return drafting(SpeculativeConfig(), self.target, self.drafts, greedy=greedy, fixed=fixed)
 
 
 LADDERS = (
@@ -82,14 +86,12 @@ class Arena:
         drafts: list[Draft] = [
             DraftModel(self.small) if name == "small" else name for name in contender.drafts
         ]
-        config = SpeculativeConfig(contender.num_speculative_tokens)
         return speculate(
             self.model,
             [prompt],
             target=target,
             draft=drafts,
             sampling=sampling,
-            config=config,
             streamer=streamer,
         )
 

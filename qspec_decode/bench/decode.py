@@ -83,12 +83,12 @@ class Settings:
     Parameters
     ----------
     counts
-        K of the first draft level, one run each; empty for each ladder's default.
+        K of the first draft level, one run each; None, or nothing, for what `speculate` does by itself.
     """
 
     batches: tuple[int, ...] = (1,)
     ladders: tuple[Contender, ...] = LADDERS
-    counts: tuple[int, ...] = ()
+    counts: tuple[int | None, ...] = ()
     max_new_tokens: int = record.MAX_GREEDY_TOKENS
 
 
@@ -167,9 +167,9 @@ def entrants(subject: Subject, settings: Settings, made: list[Made]) -> list[Our
     small = None if subject.small is None else Clocked(subject.small, "small", made)
     plain = [Ours(Contender(name), model) for name in subject.model.precisions if name != "fp32"]
     return plain + [
-        Ours(contender, model, small, k)
+        Ours(contender, model, small, tuple(amount.num_speculative_tokens), amount.ends_early)
         for contender in settings.ladders
-        for k in with_counts(contender, settings.counts)
+        for amount in with_counts(contender, settings.counts)
     ]
 
 

@@ -31,6 +31,8 @@ def run_document(
     document: dict[str, Any] = {
         "target": outputs[0].reference,
         "draft": list(drafts),
+        "num_speculative_tokens": outputs[0].num_speculative_tokens,
+        "draft_confidence_threshold": outputs[0].draft_confidence_threshold,
         "temperature": temperature,
         "num_tokens": sum(map(len, token_ids)),
         "token_ids": token_ids,

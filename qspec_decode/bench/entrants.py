@@ -8,13 +8,14 @@ from qspec_decode.bench.agreement import Voice
 from qspec_decode.bench.contenders import Contender
 from qspec_decode.bench.passes import Pass
 from qspec_decode.generate import generate
-from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
+from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput
 from qspec_decode.precision import canonical
 from qspec_decode.protocol import Model
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.speculate import speculate
+from qspec_decode.speculative_config import Drafting, SpeculativeConfig
 from qspec_kernels import UsageError
 
 
@@ -50,18 +51,22 @@ class Ours:
         What the draft called "small" stands for, if any.
     num_speculative_tokens
         K per level; empty for plain decoding.
+    ends_early
+        Whether a round drafts only as many as are likely to stand.
     """
 
     contender: Contender
     model: Model
     small: Model | None = None
     num_speculative_tokens: tuple[int, ...] = ()
+    ends_early: bool = False
 
     @property
     def name(self) -> str:
-        """The ladder as people write it, with K."""
+        """The ladder as people write it, with K; "K<=" where drafting may end before that."""
         counts = ",".join(map(str, self.num_speculative_tokens))
-        return f"{self.contender.title}, K={counts}" if counts else self.contender.title
+        sign = "<=" if self.ends_early else "="
+        return f"{self.contender.title}, K{sign}{counts}" if counts else self.contender.title
 
     @property
     def weights(self) -> str:
@@ -102,7 +107,7 @@ class Ours:
             DraftModel(self.small) if name == "small" and self.small is not None else name
             for name in self.contender.drafts
         ]
-        config = SpeculativeConfig(self.num_speculative_tokens)
+        config = SpeculativeConfig(None if self.ends_early else self.num_speculative_tokens)
         return speculate(self.model, prompts, target=target, draft=drafts, sampling=sampling, config=config)
 
 
@@ -139,12 +144,15 @@ def parse_ladders(text: str, precisions: Sequence[str], has_small: bool) -> list
     return ladders
 
 
-def with_counts(contender: Contender, counts: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every K to run a ladder with: of its first level as given, of those below it the default."""
-    default = contender.num_speculative_tokens
-    if not counts:
-        return [tuple(default)]
-    return [(k, *default[1:]) for k in counts]
+def with_counts(contender: Contender, counts: Sequence[int | None]) -> list[Drafting]:
+    """Every K to run a ladder with: of its first level as given, of those below it the default.
+
+    None, or nothing given, is what `speculate` does where nothing is said.
+    """
+    below = contender.num_speculative_tokens[1:]
+    return [
+        contender.drafting(greedy=True) if k is None else Drafting([k, *below]) for k in counts or (None,)
+    ]
 
 
 def rows_of_turn(prompts: Sequence[list[int]], batch: int, turn: int) -> list[list[int]]:

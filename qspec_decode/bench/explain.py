@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qspec_decode.bench import cost
-from qspec_decode.bench.bound import bytes_per_pass
 from qspec_decode.bench.clock import Call, Made
 from qspec_decode.bench.entrants import Ours
-from qspec_decode.bench.passes import MAX_WIDTH, Pass, Warm, time_passes
+from qspec_decode.bench.passes import Pass, Warm, time_passes
 from qspec_decode.bench.peaks import Peak
 from qspec_decode.bench.record import Spread, merge
 from qspec_decode.model import Transformer
 
+# the largest K that the formula is worked out for
+MAX_K = 8
 # with more rows the widest verifications take long, and no ladder makes them
 _MOST_ROWS_OF_ALL_WIDTHS = 8
 
@@ -32,7 +33,7 @@ def kinds_of(entrants: Iterable[Ours], batch: int) -> list[Pass]:
             continue
         if batch <= _MOST_ROWS_OF_ALL_WIDTHS:
             target = levels[0][0].precision
-            kinds |= dict.fromkeys(Pass("target", target, width) for width in range(1, MAX_WIDTH + 1))
+            kinds |= dict.fromkeys(Pass("target", target, width) for width in range(1, MAX_K + 2))
         for first in (level[0] for level in levels if level):
             rows = 1
             while rows < batch:
@@ -95,7 +96,9 @@ class Costs:
         verification of K drafts over its own step. alpha: the chance that a draft stands, per level. The
         predicted speed-up is the median over calls, as the measured one is: all passes that the call made at
         what they cost alone, and the time beside them, under the same of plain decoding. `by_k` is the
-        formula E(alpha, K) / (K c + v) for every K, where there are two models' levels and no more.
+        formula E(alpha, K) / (K c + v) for every K, where there are two models' levels and no more and K is
+        the same in every round: where drafting ends before drafts that are unlikely to stand, alpha is that
+        of the others.
 
         Parameters
         ----------
@@ -123,7 +126,7 @@ class Costs:
             "by_k": [],
         }
         # a table proposes as many tokens as it finds, often none: K and alpha do not describe it
-        if len(steps) == 2 and steps[1]:
+        if len(steps) == 2 and steps[1] and calls[0].output.draft_confidence_threshold == 0:
             found["formula_speedup"] = cost.expected_speedup(
                 alphas[0], len(steps[0]) - 1, found["c"][0], found["v"][0]
             )
@@ -139,7 +142,7 @@ class Costs:
                 continue
             model = models[kind.owner]
             assert model is not None
-            size = bytes_per_pass(model, kind.precision, draft=kind.draft)
+            size = model.bytes_per_pass(kind.precision, draft_head=kind.draft)
             rate = size / seconds.median
             rows.append(
                 {
@@ -161,7 +164,7 @@ class Costs:
 
     def _by_k(self, step: Pass, alpha: float, c: float) -> list[dict[str, Any]]:
         rows = []
-        for k in range(1, MAX_WIDTH):
+        for k in range(1, MAX_K + 1):
             verify = self.seconds.get(Pass("target", step.precision, k + 1))
             if verify is not None:
                 v = verify.median / self.seconds[step].median

@@ -17,8 +17,8 @@ from qspec_decode.model import Transformer
 from qspec_decode.sampling import most_probable
 from qspec_kernels import Program, exclusive_threads
 
-MAX_WIDTH = 9
-"""Tokens per row of the widest pass: the verification of 8 drafts."""
+MAX_WIDTH = 13
+"""Tokens per row of the widest pass: the verification of 12 drafts."""
 
 
 @dataclass(frozen=True)

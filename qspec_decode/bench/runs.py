@@ -61,7 +61,6 @@ def entrant_document(
         "title": one.contender.title if isinstance(one, Ours) else one.name,
         "weights": one.weights,
         "peer": not isinstance(one, Ours),
-        "num_speculative_tokens": list(one.num_speculative_tokens) if isinstance(one, Ours) else [],
         "baseline": against,
         "lossless_equal": document["lossless_equal"] if comparable else None,
         "tokens_per_second_quartiles": [rates.low, rates.high],

@@ -33,7 +33,10 @@ def decode(
     num_speculative_tokens: Annotated[
         str | None,
         typer.Option(
-            "--num-speculative-tokens", "-K", help="K of the first draft, one run each: 1,2,4,8. At most 8."
+            "--num-speculative-tokens",
+            "-K",
+            help="K of the first draft, one run each: 1,2,4,8. At most 8; auto, as otherwise, drafts as "
+            "many as are likely to stand.",
         ),
     ] = None,
     peers: Annotated[
@@ -77,7 +80,7 @@ def decode(
     names = _names(peers)
     others.check_names(names, llama_server)
     batches = _integers("--batch", batch, 64)
-    counts = () if num_speculative_tokens is None else _integers("-K", num_speculative_tokens, 8)
+    counts = _counts(num_speculative_tokens)
     began = time.perf_counter()
     with status(began, None) as say, tempfile.TemporaryDirectory() as scratch, ExitStack() as closing:
         say("loading ...")
@@ -101,6 +104,14 @@ def _names(peers: str | None) -> list[str] | None:
     if peers is None:
         return None
     return [name for name in map(str.strip, peers.split(",")) if name and name != "none"]
+
+
+def _counts(text: str | None) -> tuple[int | None, ...]:
+    """The K of "1,4,auto", each once; None for auto."""
+    parts = ["auto"] if text is None else [part.strip() for part in text.split(",")]
+    numbers = [part for part in parts if part != "auto"]
+    known = _integers("-K", ",".join(numbers), 8) if numbers else ()
+    return (*((None,) if "auto" in parts else ()), *known)
 
 
 def _integers(option: str, text: str, most: int) -> tuple[int, ...]:
@@ -190,7 +201,8 @@ def _ladder_table(batch: dict[str, Any]) -> "Table":
         formula = run["formula_speedup"]
         table.add_row(
             run["title"],
-            ",".join(map(str, run["num_speculative_tokens"])),
+            ("" if run["draft_confidence_threshold"] == 0 else "<=")
+            + ",".join(map(str, run["num_speculative_tokens"])),
             f"{run['tokens_per_second']:.1f}",
             f"{run['speedup'] or 0.0:.2f}" + (" " if run["of_record"] else "*"),
             f"{low:.2f} {high:.2f}",

@@ -63,7 +63,17 @@ def generate(
             "--num-speculative-tokens",
             "-K",
             metavar="K",
-            help="Tokens drafted per round: once for all levels, or once per --draft. Otherwise 3 or 4.",
+            help="Tokens drafted per round: once for all levels, or once per --draft. Otherwise as many as "
+            "are likely to stand, and 3 or 4 where tokens are sampled.",
+            rich_help_panel=LADDER,
+        ),
+    ] = None,
+    draft_confidence_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="End greedy drafting when the chance that the whole draft stands is less, 0 <= P < 1. "
+            "Otherwise always K, or, if K is left out too, what the costs of the levels make worth while.",
             rich_help_panel=LADDER,
         ),
     ] = None,
@@ -137,15 +147,14 @@ def generate(
     from qspec_decode.commands import plan
 
     options = plan.Options(
-        model, target, draft or [], num_speculative_tokens or [], max_new_tokens, temperature,
-        top_k, top_p, seed, group_size, rotate, quant_lm_head, device, chat,
+        model, target, draft or [], num_speculative_tokens or [], draft_confidence_threshold, max_new_tokens,
+        temperature, top_k, top_p, seed, group_size, rotate, quant_lm_head, device, chat,
     )  # fmt: skip
     planned = plan.plan(options, prompt, prompt_file, prompt_ids, batch)
     _run(options, planned, compare, as_json)
 
 
 def _run(options: "Options", planned: "Plan", compare: bool, as_json: bool) -> None:
-    from qspec_decode import ladder
     from qspec_decode.bench.document import run_document
     from qspec_decode.generate import generate as decode_plainly
     from qspec_decode.speculate import speculate
@@ -176,8 +185,7 @@ def _run(options: "Options", planned: "Plan", compare: bool, as_json: bool) -> N
         with _patience():
             again = planned.with_seeds(fast.seeds)
             baseline = [decode_plainly(model, planned.input_ids, target=options.target, sampling=again)]
-    k = ladder.num_speculative_tokens(planned.config, fast.reference, drafts)
-    document = {"num_speculative_tokens": k} | run_document(
+    document = run_document(
         [fast],
         baseline,
         drafts=planned.draft_names,

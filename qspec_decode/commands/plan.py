@@ -8,11 +8,12 @@ from typing import cast
 from qspec_decode import config as configs
 from qspec_decode import ladder, load, load_options, sibling
 from qspec_decode.commands.prompts import PromptReader, parse_ids, read_text
-from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
+from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.model import Transformer
 from qspec_decode.noise import RowSeed
 from qspec_decode.precision import ALIASES, canonical, set_name
 from qspec_decode.sampling import SamplingParams
+from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_decode.tokenizer import Tokenizer
 from qspec_kernels import PRECISIONS, CheckpointError, UsageError
 
@@ -25,6 +26,7 @@ class Options:
     target: str
     drafts: list[str]
     num_speculative_tokens: list[int]
+    draft_confidence_threshold: float | None
     max_new_tokens: int
     temperature: float
     top_k: int | None
@@ -158,7 +160,17 @@ def _speculation(options: Options) -> SpeculativeConfig:
             f"--num-speculative-tokens was given {len(k)} times for {levels} draft levels",
             "Give it once for all levels, or once per --draft in the same order.",
         )
-    return SpeculativeConfig(None if not k else k[0] if len(k) == 1 else k)
+    config = SpeculativeConfig(
+        None if not k else k[0] if len(k) == 1 else k,
+        draft_confidence_threshold=options.draft_confidence_threshold,
+    )
+    if options.temperature and config.draft_confidence_threshold:
+        raise UsageError(
+            f"--draft-confidence-threshold {config.draft_confidence_threshold} was given with --temperature "
+            f"{options.temperature}; only greedy drafting ends early",
+            "Leave one of them out.",
+        )
+    return config
 
 
 def _drafts(options: Options) -> tuple[list[str | Path], list[str]]:

@@ -180,7 +180,6 @@ def _run(demo: Demo, series: Series, everything: list[Series]) -> dict[str, Any]
     reason = record.why_not_of_record(document, demo.scale)
     return document | {
         "title": contender.title,
-        "num_speculative_tokens": contender.num_speculative_tokens,
         "bytes_per_pass": sizes,
         "bound": bound.byte_bound(steps, plain_steps, levels, sizes),
         "of_record": not reason,
@@ -190,12 +189,12 @@ def _run(demo: Demo, series: Series, everything: list[Series]) -> dict[str, Any]
 
 def _bytes_read(arena: Arena, contender: Contender) -> list[int]:
     """Per pass of the target and of each of its drafts."""
-    sizes = [bound.bytes_per_pass(arena.model, contender.target, draft=False)]
+    sizes = [arena.model.bytes_per_pass(contender.target)]
     for name in contender.drafts:
         if name == "ngram":
             sizes.append(0)
         elif name == "small":
-            sizes.append(bound.bytes_per_pass(arena.small, "bf16", draft=True))
+            sizes.append(arena.small.bytes_per_pass("bf16", draft_head=True))
         else:
-            sizes.append(bound.bytes_per_pass(arena.model, name, draft=True))
+            sizes.append(arena.model.bytes_per_pass(name, draft_head=True))
     return sizes

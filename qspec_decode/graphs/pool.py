@@ -218,7 +218,7 @@ class Runners:
             self._too_large[kind] = size
 
     def _make(self, wanted: Wanted, rows: int, capacity: int, *, captured: bool) -> Runner:
-        counts = ladder.num_speculative_tokens(wanted.config, wanted.target, wanted.drafts)
+        counts = wanted.drafting(fixed=True).num_speculative_tokens
         # tokens that mean nothing stand behind a row's end: the most that a pass takes of a row
         spare = 2 + 2 * max(counts, default=0)
         buffer = TokenBuffer([[]] * rows, capacity + spare, self._device)

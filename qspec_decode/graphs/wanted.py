@@ -5,11 +5,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from qspec_decode import ladder
-from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
+from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.model import Transformer
 from qspec_decode.protocol import Model, device_of
 from qspec_decode.sampling import SamplingParams
+from qspec_decode.speculative_config import Drafting, SpeculativeConfig, drafting
 from qspec_kernels import explain
 
 # ops whose plain torch path looks at values on the host
@@ -48,10 +48,14 @@ class Wanted:
             for draft in self.drafts
         ]  # fmt: skip
         params, config = self.sampling, self.config
-        counts = ladder.num_speculative_tokens(config, self.target, self.drafts)
+        counts = self.drafting(fixed=True).num_speculative_tokens
         lookup = config.prompt_lookup_min, config.prompt_lookup_max
         chosen = None if params.greedy else (params.temperature, params.top_k, params.top_p)
         return self.target, tuple(drafts), tuple(counts), lookup, chosen, self.eos
+
+    def drafting(self, *, fixed: bool) -> Drafting:
+        """As `speculative_config.drafting`."""
+        return drafting(self.config, self.target, self.drafts, greedy=self.sampling.greedy, fixed=fixed)
 
 
 def captures(wanted: Wanted) -> bool:

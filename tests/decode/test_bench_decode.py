@@ -20,6 +20,7 @@ from qspec_decode.commands.outcome import Commands
 from qspec_decode.load import load
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput
+from qspec_decode.speculative_config import Drafting
 from qspec_kernels import UsageError, isa
 
 PROMPT = list(range(40, 70))
@@ -54,8 +55,10 @@ def test_ladders_are_read_as_people_write_them() -> None:
     precisions = ("bf16", "mxfp4a8", "w4a16", "w4a4")
     found = parse_ladders(" bf16<-mxfp4 ; bf16 <- mxfp4<-small;w4a16<-w4a4;", precisions, has_small=True)
     assert [one.title for one in found] == ["bf16 <- mxfp4", "bf16 <- mxfp4 <- small", "w4a16 <- w4a4"]
-    assert with_counts(found[1], ()) == [(4, 3)]
-    assert with_counts(found[1], (1, 8)) == [(1, 3), (8, 3)]
+    (own,) = with_counts(found[1], ())
+    assert (own.num_speculative_tokens[1:], own.ends_early) == ([3], True)
+    assert with_counts(found[1], (1, 8)) == [Drafting([1, 3]), Drafting([8, 3])]
+    assert with_counts(found[1], (None, 2)) == [own, Drafting([2, 3])]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import qspec_decode.model
-from qspec_decode import DraftModel, generate, load, speculate
+from qspec_decode import DraftModel, SpeculativeConfig, generate, load, speculate
 from qspec_decode.ladder import build
 from qspec_decode.levels import ModelLevel
 from qspec_decode.model import Transformer
@@ -71,6 +71,11 @@ def prompts_of(rng: random.Random, batch: int, vocab: int) -> list[list[int]]:
     return [[rng.randrange(vocab) for _ in range(rng.randint(1, 20))] for _ in range(batch)]
 
 
+def config_of(rng: random.Random, names: list[str]) -> SpeculativeConfig:
+    """Any K for each draft, and drafting that ends early or never does."""
+    return SpeculativeConfig([rng.randint(1, 8) for _ in names], rng.choice([0.0, 0.2, 0.5, 0.9]))
+
+
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen2", "mistral-window"])
 def test_greedy_speculation_equals_plain_decoding(family: Families, name: str, path: str) -> None:
@@ -82,10 +87,10 @@ def test_greedy_speculation_equals_plain_decoding(family: Families, name: str, p
         names = rng.choice(LADDERS)
         draft = [small if level == "small" else level for level in names]
         options = {"target": target, "max_new_tokens": rng.randint(1, 24), "eos_token_id": rng.randrange(211)}
-        k = [rng.randint(1, 8) for _ in names]
+        config = config_of(rng, names)
         plain = generate(model, prompts, **options)
-        fast = speculate(model, prompts, draft=draft, num_speculative_tokens=k, **options)
-        assert fast.token_ids == plain.token_ids, (target, names, k, batch)
+        fast = speculate(model, prompts, draft=draft, config=config, **options)
+        assert fast.token_ids == plain.token_ids, (target, names, config, batch)
         assert fast.finish_reasons == plain.finish_reasons
 
 
@@ -102,10 +107,10 @@ def test_long_texts_of_every_target_are_plain_decodings(
     for _ in range(RUNS):
         prompts = prompts_of(rng, rng.randint(1, 16), model.vocab_size)
         options = {"target": target, "max_new_tokens": rng.randint(64, 80), "eos_token_id": ()}
-        k = [rng.randint(1, 8) for _ in names]
+        config = config_of(rng, names)
         plain = generate(model, prompts, **options)
-        fast = speculate(model, prompts, draft=draft, num_speculative_tokens=k, **options)
-        assert fast.token_ids == plain.token_ids, (k, len(prompts))
+        fast = speculate(model, prompts, draft=draft, config=config, **options)
+        assert fast.token_ids == plain.token_ids, (config, len(prompts))
         assert min(map(len, fast.token_ids)) >= 64
 
 

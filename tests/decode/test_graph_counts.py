@@ -11,9 +11,9 @@ from qspec_decode import generate, speculate
 from qspec_decode.graphs import pool
 from qspec_decode.graphs.capture import Captured
 from qspec_decode.graphs.wanted import Wanted
-from qspec_decode.ladder import SpeculativeConfig
 from qspec_decode.noise import row_seeds
 from qspec_decode.sampling import SamplingParams
+from qspec_decode.speculative_config import SpeculativeConfig
 from tests.decode import emulated_graph
 from tests.decode.graph_cases import Case
 

@@ -12,7 +12,7 @@ from qspec_decode import speculate
 from qspec_decode.graphs import pool, wanted
 from qspec_decode.graphs.capture import Called
 from qspec_decode.graphs.runner import Runner
-from qspec_decode.ladder import SpeculativeConfig
+from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_kernels import UsageError
 from tests.decode.graph_cases import Case, same
 

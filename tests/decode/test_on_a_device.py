@@ -15,8 +15,8 @@ from qspec_decode import config as configs
 from qspec_decode.cache import KVCache
 from qspec_decode.graphs import wanted
 from qspec_decode.graphs.wanted import Wanted, captures
-from qspec_decode.ladder import SpeculativeConfig
 from qspec_decode.sampling import SamplingParams
+from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_kernels import UsageError
 from tests.decode.tabular import TabularModel, random_tables
 

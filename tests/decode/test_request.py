@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from qspec_decode.generate import generate
-from qspec_decode.ladder import DraftModel, SpeculativeConfig
+from qspec_decode.ladder import DraftModel
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.speculate import speculate
+from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_kernels import QSpecError, UsageError
 from tests.decode.tabular import TabularModel, random_tables
 

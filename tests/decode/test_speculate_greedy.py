@@ -9,6 +9,7 @@ import torch
 from qspec_decode.generate import generate
 from qspec_decode.ladder import DraftModel
 from qspec_decode.speculate import speculate
+from qspec_decode.speculative_config import SpeculativeConfig
 from tests.decode.recorders import CallLog, Recorder
 from tests.decode.tabular import TabularModel, random_tables
 
@@ -26,7 +27,7 @@ def random_ladder(rng: random.Random, others: dict[str, DraftModel]) -> list[Any
 
 @pytest.mark.parametrize("block", range(10))
 def test_speculation_equals_plain_decoding_on_random_runs(block: int) -> None:
-    """60 runs each: K 1..8 per level, 1..8 ragged rows, 2..4 levels, ends of every kind."""
+    """60 runs each: K 1..8 per level, 1..8 ragged rows, 2..4 levels, ends of every kind, of drafts too."""
     seen = {"stop": 0, "length": 0}
     for run in range(60):
         rng = random.Random(1000 * block + run)
@@ -47,13 +48,8 @@ def test_speculation_equals_plain_decoding_on_random_runs(block: int) -> None:
         draft = random_ladder(rng, others)
         n = rng.randint(1, 40)
         plain = generate(model, prompts, max_new_tokens=n)
-        out = speculate(
-            model,
-            prompts,
-            draft=draft,
-            num_speculative_tokens=[rng.randint(1, 8) for _ in draft],
-            max_new_tokens=n,
-        )
+        config = SpeculativeConfig([rng.randint(1, 8) for _ in draft], rng.choice([0.0, 0.2, 0.5, 0.9]))
+        out = speculate(model, prompts, draft=draft, config=config, max_new_tokens=n)
         assert out.token_ids == plain.token_ids
         assert out.finish_reasons == plain.finish_reasons
         for row, prompt in enumerate(prompts):
@@ -228,6 +224,7 @@ def test_auto_drafts_with_w4a8_under_four_bits_and_with_mxfp4_under_sixteen() ->
     model = TabularModel(random_tables(4, 0, {"mxfp4a8": 0.1, "w4a16": 0.1, "w4a8": 0.2}))
     for target, draft, k in (("bf16", "mxfp4a8", 4), ("w4a16", "w4a8", 3)):
         watch = Recorder()
-        out = speculate(model, [[1]], target=target, max_new_tokens=20, streamer=watch)
+        sampled = {"temperature": 1.0, "seed": 0}
+        out = speculate(model, [[1]], target=target, max_new_tokens=20, streamer=watch, **sampled)
         assert [level.name for level in out.levels] == [draft]
         assert max(drafted[0] for *_, drafted, _ in watch.puts) == k

@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from qspec_decode.bench.bound import bytes_per_pass
 from qspec_decode.bench.contenders import Contender
 from qspec_decode.bench.entrants import Ours, rows_of_turn
 from qspec_decode.bench.gpu import timing
@@ -18,12 +17,13 @@ from qspec_decode.demo import prompts
 from qspec_decode.demo.run import PRECISIONS
 from qspec_decode.demo.widen import widen
 from qspec_decode.generate import generate
-from qspec_decode.ladder import Draft, DraftModel, SpeculativeConfig
+from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.load import load, load_tokenizer
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.speculate import speculate
+from qspec_decode.speculative_config import SpeculativeConfig
 
 Decode = Callable[[Sequence[Sequence[int]], int], DecodingOutput]
 """(prompts, number of new tokens) -> what was decoded, greedily."""
@@ -112,7 +112,7 @@ class Demo:
         }
 
         def contender(kind: Pass) -> timing.Contender:
-            size = bytes_per_pass(models[kind.owner], kind.precision, draft=kind.draft)
+            size = models[kind.owner].bytes_per_pass(kind.precision, draft_head=kind.draft)
             return timing.Contender(
                 f"{kind.owner} {kind.precision}", "passes", f"{kind.width} x {batch}", kind.width * batch,
                 lambda _: warm[kind.owner].forward(kind), 1, size, 0, lambda: None,
