@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from qspec_decode.levels import Emission, ModelLevel
+from qspec_decode.emission import Emission
+from qspec_decode.levels import ModelLevel
 from qspec_decode.ngram import NgramLevel
 from qspec_decode.noise import Purpose, stream, uniform_of
 from qspec_decode.proposal import Proposal

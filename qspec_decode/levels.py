@@ -10,50 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
 from qspec_decode import protocol
 from qspec_decode.accept import greedy, standard
+from qspec_decode.emission import Emission, margins_of, rectangle
 from qspec_decode.noise import Purpose, uniform
 from qspec_decode.outlook import Outlook, margins
 from qspec_decode.proposal import Level, Proposal, Run
 from qspec_decode.protocol import Cache, Model
-from qspec_decode.sampling import most_probable, probabilities
+from qspec_decode.sampling import draw, most_probable, probabilities
 from qspec_decode.stats import SpecDecodingStats
-
-
-@dataclass(frozen=True)
-class Emission:
-    """Tokens that one round of a level committed, in the form of `Proposal`, and how they came about.
-
-    Parameters
-    ----------
-    ids, num_tokens
-        Committed ids padded on the right, and their number, 1..k+1.
-    num_draft_tokens, num_accepted_tokens
-        Per row, how many drafts there were and how many stood.
-    probs
-        The level's own distribution at every committed position; None when greedy.
-    margins
-        By how much each committed token leads in the level's own logits; None unless an outlook asks for it.
-    """
-
-    ids: Int64[Tensor, "rows width"]
-    num_tokens: Int64[Tensor, " rows"]
-    num_draft_tokens: Int64[Tensor, " rows"]
-    num_accepted_tokens: Int64[Tensor, " rows"]
-    probs: Float[Tensor, "rows width vocab"] | None
-    margins: Float[Tensor, "rows width"] | None = None
-
-    def on_host(self) -> "Emission":
-        """The same on the CPU, by one copy, without the distributions."""
-        if self.ids.device.type == "cpu":
-            return self
-        counts = (self.num_tokens, self.num_draft_tokens, self.num_accepted_tokens)
-        block = torch.cat([torch.stack(counts, 1), self.ids], 1).cpu()
-        return Emission(block[:, 3:], block[:, 0], block[:, 1], block[:, 2], None)
 
 
 @dataclass
@@ -136,6 +105,8 @@ class ModelLevel:
         """Extend each row by `counts` tokens; fewer where positions end, or drafts are unlikely to stand."""
         counts = torch.minimum(counts, self._model.max_positions - lengths).clamp(min=0)
         k = int(counts.max())
+        if not self._inner and k:
+            return self._draft_by_itself(rows, lengths, counts, k)
         ids = lengths.new_zeros(len(rows), k)
         probs = None
         leads = None if self._outlook is None else ids.new_zeros(ids.shape, dtype=torch.float32)
@@ -195,7 +166,7 @@ class ModelLevel:
             self.stats.verify_time += time.perf_counter() - began
         ids = torch.cat([proposal.ids, following[:, None]], 1)
         ids.scatter_(1, accepted[:, None], following[:, None])
-        leads = None if self._outlook is None else _margins(logits, ids, drafted + 1)
+        leads = None if self._outlook is None else margins_of(logits, ids, drafted + 1)
         return Emission(ids, accepted + 1, drafted, accepted, probs, leads)
 
     def give_back(self) -> None:
@@ -225,6 +196,51 @@ class ModelLevel:
             self.stats.draft_time += time.perf_counter() - began
         return proposal
 
+    def _draft_by_itself(self, rows: Tensor, lengths: Tensor, counts: Tensor, k: int) -> Proposal:
+        """`propose` where nothing drafts for this level: a token at a time of the rows that want one more.
+
+        It does what rounds without drafts do, with as little as possible beside the passes. They are short,
+        and leave the processor's caches full of weights: whatever runs between them has to be fetched.
+        """
+        ids = lengths.new_zeros(len(rows), k)
+        leads = None if self._outlook is None else ids.new_zeros(ids.shape, dtype=torch.float32)
+        probs, done = None, counts.clone()
+        at = counts.nonzero()[:, 0]
+        going, ends, left = rows[at], lengths[at], counts[at]
+        starts = torch.minimum(self._cache.valid[going], ends - 1)
+        logits = self._forward(going, starts, ends - 1, ends, "decode")
+        likely = torch.ones(len(at), dtype=torch.float64, device=ids.device)
+        for j in range(k):
+            if self._run.sampling.greedy:
+                chosen = self._most_probable(logits)
+            else:
+                drawn_from = self._probabilities(logits, self._run.sampling)
+                chosen = draw(drawn_from, self._noise(going, ends[:, None])[1][:, 0])
+                if probs is None:
+                    probs = drawn_from.new_empty(len(rows), k, self._model.vocab_size)
+                probs[at, j] = drawn_from
+            ids[at, j] = chosen
+            self._run.buffer.write(going, ends, chosen)
+            more = left > j + 1
+            if leads is not None and self._outlook:
+                leads[at, j] = lead = margins(logits, chosen)
+                likely *= self._outlook.chances(lead)
+                more &= likely >= self._outlook.threshold
+            if not bool(more.all()):
+                done[at[~more]] = j + 1
+                at, going, ends, left, likely, chosen = (
+                    one[more] for one in (at, going, ends, left, likely, chosen)
+                )
+                if not len(at):
+                    break
+            logits = self._model.forward(
+                chosen, going, ends, self._cache.cache, self._precision, draft_head=self._draft_head
+            )
+            ends = ends + 1
+        # the last draft of a row has not been fed
+        self._cache.valid[rows] = torch.where(counts > 0, lengths + done - 1, self._cache.valid[rows])
+        return Proposal(ids, done, probs, leads, self._outlook)
+
     def _forward(self, rows: Tensor, starts: Tensor, wanted: Tensor, ends: Tensor, phase: str) -> Tensor:
         """Run positions starts..ends-1; logits float32 [sum(ends - wanted), vocab], rows in order."""
         flat = self._run.buffer.flat(rows, starts, wanted, ends)
@@ -247,9 +263,9 @@ class ModelLevel:
         """Decide; returns accepted counts, the following ids, and this level's distributions if sampled."""
         drafted, k = proposal.num_tokens, proposal.ids.shape[1]
         if self._run.sampling.greedy:
-            target_ids = _rectangle(self._most_probable(logits), drafted + 1, k + 1)
+            target_ids = rectangle(self._most_probable(logits), drafted + 1, k + 1)
             return *greedy.accept(proposal.ids, drafted, target_ids), None
-        probs = _rectangle(self._probabilities(logits, self._run.sampling), drafted + 1, k + 1)
+        probs = rectangle(self._probabilities(logits, self._run.sampling), drafted + 1, k + 1)
         coins, draws = self._noise(rows, lengths[:, None] + torch.arange(k + 1, device=lengths.device))
         accepted, following = standard.accept(proposal.ids, drafted, proposal.probs, probs, coins, draws)
         return accepted, following, probs
@@ -267,24 +283,8 @@ def _report(proposal: Proposal, accepted: Tensor, logits: Tensor) -> None:
     assert proposal.margins is not None
     k = proposal.ids.shape[1]
     # behind the last draft there is none: what stands there is looked up and left out
-    found = _margins(logits, pad(proposal.ids, (0, 1)), proposal.num_tokens + 1)[:, :k]
+    found = margins_of(logits, pad(proposal.ids, (0, 1)), proposal.num_tokens + 1)[:, :k]
     decided = (
         torch.arange(k, device=logits.device) < torch.minimum(accepted + 1, proposal.num_tokens)[:, None]
     )
     proposal.outlook.learn(proposal.margins[decided], found[decided])
-
-
-def _margins(logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
-    """Margins [rows, width] of `ids` in logits [sum(counts), vocab]; zeros behind each row's count."""
-    width = ids.shape[1]
-    real = torch.arange(width, device=ids.device) < counts[:, None]
-    return _rectangle(margins(logits, ids[real]), counts, width)
-
-
-def _rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
-    """Ragged rows laid end to end, `counts` entries each, as [rows, width, ...], zeros on the right."""
-    if len(flat) == len(counts) * width:
-        return flat.view(len(counts), width, *flat.shape[1:])
-    out = flat.new_zeros(len(counts), width, *flat.shape[1:])
-    out[torch.arange(width, device=counts.device) < counts[:, None]] = flat
-    return out

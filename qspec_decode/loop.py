@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from qspec_decode.levels import Emission
+from qspec_decode.emission import Emission
 from qspec_decode.output import Streamer
 from qspec_decode.stats import SpecDecodingStats
 

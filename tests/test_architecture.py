@@ -21,7 +21,7 @@ DECODE_LAYERS = [
         "noise stats precision protocol replay cache config rope progress tensors machine checks outlook",
         "sampling sibling tokens output weights tokenizer chat checkpoint memory load_options",
         "accept proposal request model speculative_config",
-        "prepare ngram levels fixed loop",
+        "prepare ngram emission levels fixed loop",
         "load ladder",
         "graphs",
         "generate speculate",

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from qspec_decode.emission import Emission
 from qspec_decode.fixed import FixedLevel
-from qspec_decode.levels import Emission
 from qspec_decode.sampling import not_finite
 
 

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from qspec_decode.emission import Emission
 from qspec_decode.fixed import FixedLevel
 from qspec_decode.graphs.capture import Called, Captured
 from qspec_decode.graphs.round import Round
-from qspec_decode.levels import Emission
 from qspec_decode.noise import RowSeed
 from qspec_decode.proposal import Run
 from qspec_decode.sampling import not_finite

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from qspec_decode import levels
 from qspec_decode.accept import standard
 from qspec_decode.generate import generate
 from qspec_decode.ladder import DraftModel
@@ -125,26 +126,25 @@ def test_a_draft_declares_the_very_numbers_that_it_drew_from(
     model = TabularModel({name: table.to(dtype) for name, table in tables.items()})
     declared: list[torch.Tensor] = []
     drawn_from: list[torch.Tensor] = []
-    accept, draw = standard.accept, standard.draw
+    accept, draw = standard.accept, levels.draw
 
     def spying(ids: Any, num: Any, q: Any, p: Any, coins: Any, draws: Any) -> Any:
         if q is not None:
             declared.append(q[0, : int(num[0])])
         return accept(ids, num, q, p, coins, draws)
 
-    def drawing(weights: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        drawn_from.append(weights[options["rows"]])
-        return draw(weights, *rest, **options)
+    def drawing(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        drawn_from.append(weights)
+        return draw(weights, uniforms)
 
     monkeypatch.setattr(standard, "accept", spying)
-    monkeypatch.setattr(standard, "draw", drawing)
+    monkeypatch.setattr(levels, "draw", drawing)
     speculate(
         model, [[1, 2]], draft="mxfp4", num_speculative_tokens=3, max_new_tokens=10, temperature=1.0, seed=1
     )
     assert len(declared) > 1
     assert all(q.dtype == dtype for q in declared)
-    # the first draw is the target's own, behind the prompt
-    rows = torch.cat(drawn_from[1:])
+    rows = torch.cat(drawn_from)
     assert all(any(torch.equal(q, row) for row in rows) for q in torch.cat(declared))
 
 
