@@ -40,6 +40,9 @@ class DraftModel:
 
 Draft = str | Model | DraftModel
 
+# of the verifier's cost: drafts of dearer levels are always made
+_DEAREST = 0.5
+
 
 def as_list(draft: Draft | Sequence[Draft], target: str) -> list[Draft]:
     """The drafts from the one next to the target downward, "auto" resolved.
@@ -139,9 +142,9 @@ def build(
         As `rungs`, as `speculative_config.drafting`, or there is no memory for a cache.
     """
     checked = rungs(model, target, drafts)
-    amount = drafting(config, target, drafts, greedy=run.sampling.greedy, fixed=fixed)
-    counts = amount.num_speculative_tokens
     batch_size, capacity, device = len(run.buffer.ids), run.capacity, device_of(model)
+    amount = drafting(config, target, drafts, greedy=run.sampling.greedy, fixed=fixed, batch_size=batch_size)
+    counts = amount.num_speculative_tokens
     caches: dict[int, SharedCache] = {}
 
     def cache_of(owner: Model, precision: str) -> SharedCache:
@@ -187,7 +190,9 @@ def _outlook(amount: Drafting, rung: Rung, above: Rung | None, *, is_target: boo
         return Outlook(amount.draft_confidence_threshold)
     draft, verifier = _bytes_per_pass(rung, True), _bytes_per_pass(above, not is_target)
     # of models that do not say what they read, a quarter of the verifier's cost is supposed
-    return Outlook(threshold(draft / verifier if draft and verifier else 0.25))
+    cost = draft / verifier if draft and verifier else 0.25
+    # what a dear draft can gain at best is less than what a wrong guess about it loses
+    return Outlook(threshold(cost)) if cost <= _DEAREST else None
 
 
 def _bytes_per_pass(rung: Rung, draft_head: bool) -> int | None:

@@ -87,7 +87,7 @@ def speculate(
     pairs = row_seeds(params.seed, len(prompts))
 
     wanted = Wanted(model, precision, drafts, config, params, eos)
-    amount = wanted.drafting(fixed=captures(wanted))
+    amount = wanted.drafting(fixed=captures(wanted), batch_size=len(prompts))
     rows = loop.Rows(prompts, params.max_new_tokens, model.max_positions, eos)
     with rounds(wanted, prompts, pairs) as top:
         course = loop.run(top, rows, streamer)

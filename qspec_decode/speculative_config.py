@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qspec_decode import checks
+from qspec_decode.precision import ALIASES
 from qspec_kernels import PRECISIONS, UsageError, isa
 
-# drafts whose verification costs little more than a step of one row, by instruction set: a tile of AMX has 16
-# rows, a block of AVX-512 eight
-_MOST_DRAFTS = {"amx": 12, "avx512bf16": 7}
+# By instruction set: how many drafts of a cast are worth a try, and how many rows a verification may have in
+# all before further ones cost much. A tile of AMX has 16 rows, and two share what is read.
+_ROOM = {"amx": (12, 32), "avx512bf16": (7, 16)}
+# another model is seldom right so often in a row
+_MOST_OF_ANOTHER = 4
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,13 @@ class Drafting:
 
 
 def drafting(
-    config: SpeculativeConfig, target: str, drafts: Sequence[object], *, greedy: bool, fixed: bool
+    config: SpeculativeConfig,
+    target: str,
+    drafts: Sequence[object],
+    *,
+    greedy: bool,
+    fixed: bool,
+    batch_size: int = 1,
 ) -> Drafting:
     """What a configuration comes to in a call.
 
@@ -154,6 +163,8 @@ def drafting(
         By name where they have one, else anything else.
     fixed
         Whether rounds have fixed shapes.
+    batch_size
+        Rows; the more there are, the fewer drafts of each are verified in one pass.
 
     Raises
     ------
@@ -161,11 +172,13 @@ def drafting(
         A list of K whose length is not the number of drafts, or a threshold that cannot be kept.
     """
     threshold = _threshold(config, greedy, fixed)
+    if threshold is None and _reads_as_much(target, drafts):
+        threshold = 0.0
     k = config.num_speculative_tokens
     if isinstance(k, int):
         k = [k] * len(drafts)
     if k is None:
-        k = _default_k(target, drafts, ends_early=threshold != 0)
+        k = _default_k(target, drafts, batch_size, ends_early=threshold != 0)
     if len(k) != len(drafts):
         raise UsageError(
             f"num_speculative_tokens has {len(k)} entries for {len(drafts)} draft levels",
@@ -191,11 +204,25 @@ def _threshold(config: SpeculativeConfig, greedy: bool, fixed: bool) -> float | 
     return 0.0
 
 
-def _default_k(target: str, drafts: Sequence[object], *, ends_early: bool) -> list[int]:
+def _reads_as_much(target: str, drafts: Sequence[object]) -> bool:
+    """Whether the draft next to the target is another precision of its very bytes."""
+    own = _precision(drafts[0]) if drafts else None
+    return own is not None and PRECISIONS[own].weights == PRECISIONS[target].weights
+
+
+def _precision(draft: object) -> str | None:
+    name = ALIASES.get(draft, draft) if isinstance(draft, str) else None
+    return name if name in PRECISIONS else None
+
+
+def _default_k(target: str, drafts: Sequence[object], batch_size: int, *, ends_early: bool) -> list[int]:
     if not drafts:
         return []
-    named = isinstance(drafts[0], str)
-    first = 3
-    if drafts[0] != "ngram" and (not named or PRECISIONS[target].weights in ("fp32", "bf16")):
-        first = _MOST_DRAFTS.get(isa(), 4) if ends_early else 4 if named else 3
+    first, by_bytes = 3, PRECISIONS[target].weights in ("fp32", "bf16") and isinstance(drafts[0], str)
+    if by_bytes and drafts[0] != "ngram":
+        first = 4
+    if ends_early and drafts[0] != "ngram" and isa() in _ROOM:
+        most, rows = _ROOM[isa()]
+        most = most if _precision(drafts[0]) else _MOST_OF_ANOTHER
+        first = max(1, min(most, rows // batch_size - 1))
     return [first] + [3] * (len(drafts) - 1)

@@ -7,6 +7,7 @@ from qspec_decode.generate import generate
 from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput, Streamer
+from qspec_decode.precision import canonical
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.speculate import speculate
 from qspec_decode.speculative_config import Drafting, SpeculativeConfig, drafting
@@ -34,9 +35,10 @@ class Contender:
         """K per level where drafting never ends early."""
         return self.drafting(greedy=True, fixed=True).num_speculative_tokens
 
-    def drafting(self, *, greedy: bool, fixed: bool = False) -> Drafting:
+    def drafting(self, *, greedy: bool, fixed: bool = False, batch_size: int = 1) -> Drafting:
         """How much is drafted where nothing is said about it."""
-        return drafting(SpeculativeConfig(), self.target, self.drafts, greedy=greedy, fixed=fixed)
+        config, target = SpeculativeConfig(), canonical(self.target)
+        return drafting(config, target, self.drafts, greedy=greedy, fixed=fixed, batch_size=batch_size)
 
 
 LADDERS = (

@@ -161,7 +161,7 @@ def measure(
     }
 
 
-def entrants(subject: Subject, settings: Settings, made: list[Made]) -> list[Ours]:
+def entrants(subject: Subject, settings: Settings, made: list[Made], batch: int = 1) -> list[Ours]:
     """Plain decoding in every precision, then every ladder with every K; passes are noted in `made`."""
     model = Clocked(subject.model, "target", made)
     small = None if subject.small is None else Clocked(subject.small, "small", made)
@@ -169,7 +169,7 @@ def entrants(subject: Subject, settings: Settings, made: list[Made]) -> list[Our
     return plain + [
         Ours(contender, model, small, tuple(amount.num_speculative_tokens), amount.ends_early)
         for contender in settings.ladders
-        for amount in with_counts(contender, settings.counts)
+        for amount in with_counts(contender, settings.counts, batch)
     ]
 
 
@@ -186,7 +186,7 @@ class _Bench:
 
 def _measure_batch(bench: _Bench, batch: int, position: int) -> dict[str, Any]:
     subject, made = bench.subject, list[Made]()
-    ours = entrants(subject, bench.settings, made)
+    ours = entrants(subject, bench.settings, made, batch)
     bench.say(f"batch {batch}: passes alone")
     rows = rows_of_turn(subject.prompts, batch, 0)
     models = {"target": Warm(subject.model, "bf16", rows, position)}

@@ -107,6 +107,7 @@ class Ours:
             DraftModel(self.small) if name == "small" and self.small is not None else name
             for name in self.contender.drafts
         ]
+        # with a K alone every round would draft K
         config = SpeculativeConfig(None if self.ends_early else self.num_speculative_tokens)
         return speculate(self.model, prompts, target=target, draft=drafts, sampling=sampling, config=config)
 
@@ -144,14 +145,15 @@ def parse_ladders(text: str, precisions: Sequence[str], has_small: bool) -> list
     return ladders
 
 
-def with_counts(contender: Contender, counts: Sequence[int | None]) -> list[Drafting]:
+def with_counts(contender: Contender, counts: Sequence[int | None], batch_size: int = 1) -> list[Drafting]:
     """Every K to run a ladder with: of its first level as given, of those below it the default.
 
     None, or nothing given, is what `speculate` does where nothing is said.
     """
     below = contender.num_speculative_tokens[1:]
     return [
-        contender.drafting(greedy=True) if k is None else Drafting([k, *below]) for k in counts or (None,)
+        contender.drafting(greedy=True, batch_size=batch_size) if k is None else Drafting([k, *below])
+        for k in counts or (None,)
     ]
 
 

@@ -53,9 +53,12 @@ class Wanted:
         chosen = None if params.greedy else (params.temperature, params.top_k, params.top_p)
         return self.target, tuple(drafts), tuple(counts), lookup, chosen, self.eos
 
-    def drafting(self, *, fixed: bool) -> Drafting:
+    def drafting(self, *, fixed: bool, batch_size: int = 1) -> Drafting:
         """As `speculative_config.drafting`."""
-        return drafting(self.config, self.target, self.drafts, greedy=self.sampling.greedy, fixed=fixed)
+        greedy = self.sampling.greedy
+        return drafting(
+            self.config, self.target, self.drafts, greedy=greedy, fixed=fixed, batch_size=batch_size
+        )
 
 
 def captures(wanted: Wanted) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from qspec_decode import ladder
 from qspec_decode.generate import generate
+from qspec_decode.ladder import DraftModel
 from qspec_decode.load import load
 from qspec_decode.outlook import Outlook, margins, threshold
 from qspec_decode.speculate import speculate
@@ -160,25 +161,33 @@ def test_fewer_drafts_are_wasted() -> None:
 
 
 def test_what_a_call_drafts_where_nothing_is_said() -> None:
-    most = {"amx": 12, "avx512bf16": 7}.get(isa(), 4)
-    cases: list[tuple[str, list[Any], list[int], list[int]]] = [
-        ("bf16", ["mxfp4a8"], [most], [4]),
-        ("bf16", ["mxfp4a8", "ngram"], [most, 3], [4, 3]),
-        ("bf16", [object()], [most], [3]),
-        ("w4a16", ["w4a8"], [3], [3]),
-        ("w4a16", [object()], [most], [3]),
-        ("bf16", ["ngram"], [3], [3]),
+    most, rows = {"amx": (12, 32), "avx512bf16": (7, 16)}.get(isa(), (4, 10**6))
+    others = 4 if isa() in ("amx", "avx512bf16") else 3
+    cases: list[tuple[str, list[Any], list[int], list[int], bool]] = [
+        ("bf16", ["mxfp4a8"], [most], [4], True),
+        ("bf16", ["mxfp4", "ngram"], [most, 3], [4, 3], True),
+        ("bf16", [object()], [others], [3], True),
+        ("w4a16", [object()], [others], [3], True),
+        ("w4a16", ["w4a8"], [3], [3], False),
+        ("mxfp4a16", ["mxfp4"], [3], [3], False),
+        ("bf16", ["ngram"], [3], [3], True),
     ]
-    for target, drafts, early, always in cases:
+    for target, drafts, early, always, cheap in cases:
         config = SpeculativeConfig()
         for greedy, fixed in ((True, False), (True, True), (False, False)):
             found = drafting(config, target, drafts, greedy=greedy, fixed=fixed)
-            ends = greedy and not fixed
+            ends = greedy and not fixed and cheap
             assert found.num_speculative_tokens == (early if ends else always)
             assert found.draft_confidence_threshold == (None if ends else 0)
             assert found.ends_early == ends
     said = drafting(SpeculativeConfig(4), "bf16", ["mxfp4a8"], greedy=True, fixed=False)
     assert (said.num_speculative_tokens, said.draft_confidence_threshold) == ([4], 0)
+    for batch_size in (1, 2, 3, 4, 8, 16, 32, 64):
+        options: dict[str, Any] = {"greedy": True, "fixed": False, "batch_size": batch_size}
+        (k,) = drafting(SpeculativeConfig(), "bf16", ["mxfp4"], **options).num_speculative_tokens
+        assert k == most or k == 1 or batch_size * (k + 1) <= rows < batch_size * (k + 2)
+        (k,) = drafting(SpeculativeConfig(5), "bf16", ["mxfp4"], **options).num_speculative_tokens
+        assert k == 5
 
 
 def test_a_threshold_is_what_a_draft_costs() -> None:
@@ -205,13 +214,18 @@ def test_every_level_has_the_threshold_of_its_own_cost(bundle: Path, monkeypatch
         model.bytes_per_pass("mxfp4a8", draft_head=True),
         model.bytes_per_pass("bf16"),
     ]
-    assert sizes == sorted(sizes)
-    assert seen == [threshold(sizes[0] / sizes[1]), threshold(sizes[1] / sizes[2])]
+    # the small one reads half as much as the cast, which is too dear to end early
+    assert sizes[1] / 2 < sizes[0] < sizes[1] < sizes[2] / 2
+    assert seen == [threshold(sizes[1] / sizes[2])]
     seen.clear()
-    # only the draft reads the 4-bit output matrix
-    speculate(model, [[1, 2]], target="mxfp4a16", draft="mxfp4a8", **options)
-    assert seen == [threshold(sizes[1] / model.bytes_per_pass("mxfp4a16"))]
+    # only drafts read the 4-bit output matrix
+    speculate(model, [[1, 2]], target="mxfp4a16", draft=small, **options)
+    assert seen == [threshold(sizes[0] / model.bytes_per_pass("mxfp4a16"))]
     assert sizes[1] < model.bytes_per_pass("mxfp4a16")
+    seen.clear()
+    # a draft as dear as its verifier has none, the one below it has its own
+    speculate(model, [[1, 2]], draft=[DraftModel(model, "bf16"), small], **options)
+    assert seen == [threshold(sizes[0] / sizes[2])]
     seen.clear()
     speculate(model, [[1, 2]], draft=["mxfp4", small], config=SpeculativeConfig(4, 0.3), **options)
     assert seen == [0.3, 0.3]
