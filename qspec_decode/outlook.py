@@ -45,7 +45,7 @@ class Outlook:
     Parameters
     ----------
     threshold
-        Drafting ends when the chance that all drafts of a round stand is less.
+        Drafting ends when the chance that all drafts of a round stand is less, on average over the rows.
     """
 
     def __init__(self, threshold: float):
@@ -59,6 +59,14 @@ class Outlook:
         x, y = (m.double().clamp(-_LARGEST, _LARGEST) for m in (margins, verified))
         found = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y]).sum(1)
         self._sums = [a + b for a, b in zip(self._sums, found.tolist(), strict=True)]
+
+    def is_good(self, likely: Float64[Tensor, " n"], num_rows: int) -> bool:
+        """Whether rows whose drafts all stand with these chances should draft on.
+
+        A pass takes nearly as long for one row as for all `num_rows` of a batch, so what counts is how many
+        of them it is likely to serve.
+        """
+        return float(likely.sum()) >= self.threshold * num_rows
 
     def chances(self, margins: Float[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         """The chance that a draft of this margin stands."""

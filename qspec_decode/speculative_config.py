@@ -26,9 +26,9 @@ class SpeculativeConfig:
         downward. None drafts as long as the drafts are likely to stand, see `draft_confidence_threshold`;
         where that cannot be, it takes 4 for a 4-bit draft of a 16-bit target, 3 elsewhere.
     draft_confidence_threshold
-        Greedy drafting by a model ends early when the chance that all drafts of the round stand falls below
-        this, 0 <= threshold < 1 (see `outlook.Outlook`). 0 always drafts K. None is 0 if
-        `num_speculative_tokens` is given; else each level's follows from what it costs, see
+        Greedy drafting by a model ends early when the chance that all drafts of the round stand, averaged
+        over the rows, falls below this, 0 <= threshold < 1 (see `outlook.Outlook`). 0 always drafts K. None
+        is 0 if `num_speculative_tokens` is given; else each level's follows from what it costs, see
         `outlook.threshold`. Tokens that are sampled, and rounds of fixed shapes, always draft K.
     prompt_lookup_max, prompt_lookup_min
         Longest and shortest suffix that the "ngram" level looks up.

@@ -86,15 +86,25 @@ def drafted(model: TabularModel, prompts: list[list[int]], chance: float, **opti
     return [tokens for *_, tokens, _ in watch.puts if any(tokens)]
 
 
-def test_drafting_ends_behind_a_near_tie_row_by_row() -> None:
+def test_drafting_ends_behind_a_near_tie() -> None:
     sure, near = 9.0, 0.0
     leads = [sure] * 24
     leads[3] = leads[10] = near
     model = chain({"bf16": [sure] * 24, "mxfp4a8": leads})
-    # what follows token 3 is nearly tied, so drafting ends with token 4; the other row meets token 10 later
-    first = drafted(model, [[0], [6], [12]], 0.51)[0]
-    assert first == [3, 4, 8]
-    assert drafted(model, [[0], [6], [12]], 0.0)[0] == [8, 8, 8]
+    # what follows token 3 is nearly tied, so drafting ends with token 4
+    assert drafted(model, [[0]], 0.51)[0] == [3]
+    assert drafted(model, [[0]], 0.0)[0] == [8]
+    # a pass serves all rows of a batch: their chances are 1/2, 1, 1 behind 3 drafts, and 1/2, 1/2, 1 behind 4
+    for chance, expected in ((0.9, 3), (0.75, 4), (0.51, 8)):
+        assert drafted(model, [[0], [6], [12]], chance)[0] == [expected] * 3
+
+
+def test_rows_that_are_full_are_not_served() -> None:
+    model = chain({"bf16": [9.0] * 24, "mxfp4a8": [9.0] * 24})
+    model.max_positions = 15
+    # the first row has room for three drafts; after them a pass serves one of two
+    for chance, expected in ((0.6, [3, 3]), (0.45, [3, 8])):
+        assert drafted(model, [list(range(10)), [12]], chance)[0] == expected
 
 
 def test_what_a_drafter_refuses_itself_does_not_end_its_drafting() -> None:
@@ -152,12 +162,16 @@ def test_fewer_drafts_are_wasted() -> None:
 
     def wasted(chance: float) -> tuple[int, int]:
         config = SpeculativeConfig(8, chance)
-        (level,) = speculate(model, prompts, draft="mxfp4", config=config, max_new_tokens=16).levels
-        return level.num_draft_tokens - level.num_accepted_tokens, level.num_accepted_tokens
+        runs = [
+            speculate(model, [prompt], draft="mxfp4", config=config, max_new_tokens=16).levels[0]
+            for prompt in prompts
+        ]
+        accepted = sum(run.num_accepted_tokens for run in runs)
+        return sum(run.num_draft_tokens for run in runs) - accepted, accepted
 
     always, early = wasted(0.0), wasted(0.5)
     assert early[0] < 0.6 * always[0]
-    assert early[1] > 0.9 * always[1]
+    assert early[1] > 0.85 * always[1]
 
 
 def test_what_a_call_drafts_where_nothing_is_said() -> None:
