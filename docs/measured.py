@@ -24,7 +24,7 @@ PEERS = {
 # the machines of `cpu_kernels_*.json` and of `cpu_decode_*.json`; the numbers of the worked example are the
 # first one's
 KERNELS = ("avx512", "amx")
-DECODING = ("avx512",)
+DECODING = ("avx512", "amx")
 
 
 def substitutions(results: Path) -> dict[str, str]:
