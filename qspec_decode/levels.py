@@ -132,7 +132,7 @@ class ModelLevel:
             if self._outlook and emission.margins is not None:
                 real = torch.arange(emission.ids.shape[1], device=ids.device) < emission.num_tokens[:, None]
                 likely[at] *= self._outlook.chances(emission.margins).where(real, 1.0).prod(1)
-                if not self._outlook.is_good(likely[counts > done], len(rows)):
+                if not self._outlook.pays(likely[counts > done], len(rows)):
                     break
         return Proposal(ids, done, probs, leads, self._outlook)
 
@@ -226,7 +226,7 @@ class ModelLevel:
             if leads is not None and self._outlook:
                 leads[at, j] = lead = margins(logits, chosen)
                 likely *= self._outlook.chances(lead)
-                more &= self._outlook.is_good(likely[more], len(rows))
+                more &= self._outlook.pays(likely[more], len(rows))
             if not bool(more.all()):
                 done[at[~more]] = j + 1
                 at, going, ends, left, likely, chosen = (

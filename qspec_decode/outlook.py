@@ -12,7 +12,6 @@ from torch import Tensor
 
 # what one more row adds to a verification, in passes of one row
 _ROW = 0.02
-_MOST = 0.9
 
 # what is believed before anything was seen: margins of up to two agree, give or take a half
 _FIRST = ((0.0, -0.5), (0.0, 0.5), (2.0, 1.5), (2.0, 2.5))
@@ -30,9 +29,9 @@ def threshold(cost: float) -> float:
     Parameters
     ----------
     cost
-        A pass of the draft over a pass of the verifier.
+        A pass of the draft over a pass of the verifier, well below 1.
     """
-    return min(_MOST, 2 * (cost + _ROW) / (1 + cost))
+    return 2 * (cost + _ROW) / (1 + cost)
 
 
 class Outlook:
@@ -60,8 +59,8 @@ class Outlook:
         found = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y]).sum(1)
         self._sums = [a + b for a, b in zip(self._sums, found.tolist(), strict=True)]
 
-    def is_good(self, likely: Float64[Tensor, " n"], num_rows: int) -> bool:
-        """Whether rows whose drafts all stand with these chances should draft on.
+    def pays(self, likely: Float64[Tensor, " n"], num_rows: int) -> bool:
+        """Whether another draft pays for rows whose drafts so far all stand with these chances.
 
         A pass takes nearly as long for one row as for all `num_rows` of a batch, so what counts is how many
         of them it is likely to serve.

@@ -207,8 +207,8 @@ def test_what_a_call_drafts_where_nothing_is_said() -> None:
 def test_a_threshold_is_what_a_draft_costs() -> None:
     assert threshold(0.27) == pytest.approx(0.58 / 1.27)
     assert threshold(0.0) == pytest.approx(0.04)
-    # of a draft as dear as its verifier hardly any is worth it
-    assert threshold(1.0) == 0.9
+    # the dearest draft that may end early
+    assert threshold(0.5) == pytest.approx(1.04 / 1.5)
 
 
 def test_every_level_has_the_threshold_of_its_own_cost(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
