@@ -133,13 +133,21 @@ def spread(rng: torch.Generator, m: int, k: int) -> torch.Tensor:
     return torch.randn(m, k, generator=rng) * 2.0 ** torch.randint(-12, 12, (m, k), generator=rng)
 
 
-# more than a panel of weight rows, of rows of x, and of both, the last of each not full; several parts of K;
-# groups that end inside a step and a last one that is shorter
-PANELS = [(33, 700, 300), (530, 40, 70), (545, 1100, 290)]
+# Three and four blocks of rows of x beside a tile, seven that take turns, and thirty-four that do for dense
+# weights alone; a panel of dense weights; for all, more than a panel of rows of x and of weight rows. The
+# last of each is not full; several parts of K; groups that end inside a step and a last one that is shorter.
+MANY_ROWS = [
+    (33, 700, 300),
+    (64, 700, 290),
+    (103, 700, 70),
+    (530, 40, 70),
+    (230, 2100, 40),
+    (545, 1100, 290),
+]
 
 
-@pytest.mark.parametrize(("m", "k", "n"), PANELS)
-def test_panels(tiles, rng, m, k, n):
+@pytest.mark.parametrize(("m", "k", "n"), MANY_ROWS)
+def test_many_rows(tiles, rng, m, k, n):
     x, weight = spread(rng, m, k), torch.randn(n, k, generator=rng)
     rounded = weight.bfloat16()
     linears = [lambda x: qk.linear(x, rounded)]
@@ -156,7 +164,7 @@ def test_panels(tiles, rng, m, k, n):
         torch.set_num_threads(number)
         for linear in linears:
             whole = linear(x)
-            for row in (0, 15, 16, 31, 32, m - 1):
+            for row in {*(r for r in (0, 15, 16, 31, 32, 47, 48, 63, 64, 79) if r < m), m - 1}:
                 assert same_bits(linear(x[row : row + 1]), whole[row : row + 1])
 
 

@@ -7,8 +7,8 @@
 // sixteen pairs of k times the rows of the block. Every output is the sum over steps from k = 0 upwards, the
 // last one filled with zeros, in the instruction's own order inside a step (amx_tiles.hpp).
 //
-// Up to 32 rows of x need each weight once: tiles come from memory as they are. For more, and for weight rows
-// that fill no tile, parts of 32 weight rows are copied first (for_panels).
+// Tiles of weights come from memory as they are while x fits the second-level cache. Where it does not, and
+// for weight rows that fill no tile, parts of 32 weight rows are copied first (for_panels).
 #pragma once
 
 #include "amx_tiles.hpp"
@@ -30,10 +30,16 @@ struct TileRowsCall {
     const uint8_t* x_step(int64_t block, int64_t step) const {
         return x + (block * steps() + step) * step_bytes();
     }
+    bool streams() const {
+        return blocks() <= kStreamBlocks || blocks() * steps() * step_bytes() <= kStreamBytes;
+    }
     TileConfig config() const { return {kTileRows, 64, columns}; }
     // One row of x leaves its sums side by side.
     int64_t sum_stride() const { return columns == 1 ? 4 : 64; }
 };
+
+// Tiles of weights beside so many blocks of x: their sums fill the registers.
+constexpr int tiles_of(int64_t blocks) { return blocks > 2 ? 1 : 2; }
 
 // 16 KB of weights: what passes over them wants the first-level cache, too.
 inline constexpr int64_t kPartSteps = 8;
@@ -89,7 +95,6 @@ inline void copy_rows(const RowOf& row_of, int64_t k, int64_t step, int64_t coun
         for (int64_t s = 0; s < count; ++s, to += 2048) {
             const int64_t begin = (step + s) * 32;
             if (row && k - begin >= 32) {
-                __builtin_prefetch(row + begin + kPartSteps * 32, 0, 2);  // the next part
                 store_bits(to, load_bits(row + begin));
                 continue;
             }
@@ -99,31 +104,41 @@ inline void copy_rows(const RowOf& row_of, int64_t k, int64_t step, int64_t coun
     }
 }
 
-// All of x, one or two blocks, times 32 weight rows in memory.
-template <int kBlocks>
-inline void sum_stream(const TileRowsCall& call, int64_t n) {
+// kBlocks blocks of x times kTiles tiles of weight rows in memory.
+template <int kTiles, int kBlocks>
+inline void sum_stream(const TileRowsCall& call, int64_t n, int64_t block) {
     const auto* rows = reinterpret_cast<const uint8_t*>(call.weight + n * call.k);
     const int64_t stride = 2 * call.k, half = kTileRows * stride, whole = call.k / 32;
     const int64_t x_bytes = call.step_bytes(), x_stride = 4 * call.columns;
-    const uint8_t *x = call.x_step(0, 0), *other_x = call.x_step(1, 0);
+    const int64_t block_bytes = call.steps() * x_bytes;
+    const uint8_t* x = call.x_step(block, 0);
+    const auto multiply = [&](const uint8_t* first, const uint8_t* other_first, int64_t first_stride) {
+        if constexpr (kBlocks > 2) {
+            multiply_by_many<Bf16Tiles, kBlocks>(first, first_stride, x, block_bytes);
+        } else {
+            multiply_tiles<Bf16Tiles, kTiles, kBlocks>(first, other_first, first_stride, x, x + block_bytes,
+                                                       x_stride);
+        }
+        x += x_bytes;
+    };
     zero_sums();
     // no prefetch: the core's own runs far enough ahead in 32 rows, and one by hand was in its way
-    for (int64_t step = 0; step < whole; ++step, x += x_bytes, other_x += x_bytes)
-        multiply_tiles<Bf16Tiles, 2, kBlocks>(rows + step * 64, rows + half + step * 64, stride, x, other_x,
-                                              x_stride);
+    for (int64_t step = 0; step < whole; ++step) multiply(rows + step * 64, rows + half + step * 64, stride);
     if (call.k % 32) {
         alignas(64) uint8_t last[2048];
-        const auto row_of = [&](int64_t i) { return call.weight + (n + i) * call.k; };
+        const auto row_of = [&](int64_t i) {
+            return i < kTiles * kTileRows ? call.weight + (n + i) * call.k : nullptr;
+        };
         copy_rows(row_of, call.k, whole, 1, last);
-        multiply_tiles<Bf16Tiles, 2, kBlocks>(last, last + 1024, 64, x, other_x, x_stride);
+        multiply(last, last + 1024, 64);
     }
 }
 
 // finish(m, i, value): sixteen sums of row m, from weight row i of the caller's numbering.
-template <int kBlocks, class Finish>
+template <int kTiles, int kBlocks, class Finish>
 inline void finish_sums(const TileRowsCall& call, const float* sums, int64_t i, int64_t block, int64_t end,
                         const Finish& finish) {
-    for (int tile = 0; tile < 2 && i + tile * kTileRows < end; ++tile)
+    for (int tile = 0; tile < kTiles && i + tile * kTileRows < end; ++tile)
         for (int b = 0; b < kBlocks; ++b) {
             const float* from = sums + (2 * tile + b) * kSumLanes;
             const int64_t m = (block + b) * call.columns;
@@ -145,17 +160,34 @@ inline void copied_rows(const TileRowsCall& call, int64_t count, const RowOf& ro
                         float* kept, const Finish& finish) {
     const int64_t steps = call.steps(), part_count = (steps + kPartSteps - 1) / kPartSteps;
     const int64_t stride = call.sum_stride();
+    const int64_t pairs = (count + 31) / 32;
     const auto part_steps = [&](int64_t part) {
         const int64_t left = steps - part * kPartSteps;
         return left < kPartSteps ? left : kPartSteps;
     };
+    const auto row_in = [&](int64_t i) { return i < count ? row_of(i) : nullptr; };
+    // The lines to be copied next are asked for while those copied are multiplied, a few at each step: all at
+    // once they would wait for each other, and the tiles for them.
+    constexpr int64_t lines = 2 * kTileRows * kPartSteps;
+    const int64_t passes = call.blocks() < kPanelBlocks ? (call.blocks() + 1) / 2 : kPanelBlocks / 2;
+    const int64_t some_lines = (2 * kTileRows + passes - 1) / passes;
+    int64_t line = lines, next_part = 0, next_pair = 0;
+    const auto prefetch_some = [&] {
+        const int64_t end = line + some_lines < lines ? line + some_lines : lines;
+        for (; line < end; ++line) {
+            const uint16_t* row = row_in(next_pair * 32 + line / kPartSteps);
+            const int64_t at = (next_part * kPartSteps + line % kPartSteps) * 32;
+            if (row && at < call.k) __builtin_prefetch(row + at, 0, 2);
+        }
+    };
     for_panels(
-        call.blocks(), part_count, (count + 31) / 32,
+        call.blocks(), part_count, pairs,
         [&](int64_t part, int64_t pair) {
-            const auto row = [&](int64_t i) {
-                return pair * 32 + i < count ? row_of(pair * 32 + i) : nullptr;
-            };
+            const auto row = [&](int64_t i) { return row_in(pair * 32 + i); };
             copy_rows(row, call.k, part * kPartSteps, part_steps(part), parts);
+            line = 0;
+            next_part = pair + 1 < pairs ? part : part + 1;
+            next_pair = pair + 1 < pairs ? pair + 1 : 0;
         },
         [&](auto blocks, int64_t part, int64_t pair, int64_t block, int64_t at) {
             constexpr int kBlocks = decltype(blocks)::value;
@@ -169,10 +201,12 @@ inline void copied_rows(const TileRowsCall& call, int64_t count, const RowOf& ro
                 zero_sums();
             }
             const uint8_t *weights = parts, *end = parts + part_steps(part) * 2048;
-            for (; weights < end; weights += 2048, x += x_bytes, other_x += x_bytes)
+            for (; weights < end; weights += 2048, x += x_bytes, other_x += x_bytes) {
+                prefetch_some();
                 multiply_tiles<Bf16Tiles, 2, kBlocks>(weights, weights + 1024, 64, x, other_x, x_stride);
+            }
             store_sums<2, kBlocks>(sums, stride);
-            if (part + 1 == part_count) finish_sums<kBlocks>(call, sums, pair * 32, block, count, finish);
+            if (part + 1 == part_count) finish_sums<2, kBlocks>(call, sums, pair * 32, block, count, finish);
         });
 }
 
@@ -184,19 +218,26 @@ inline int64_t copied_scratch(const TileRowsCall& call, int64_t pairs) {
 inline void linear_slice(const TileRowsCall& call, int64_t begin, int64_t end, int64_t panel,
                          float* scratch) {
     const TileScope scope(call.config());
-    const bool streams = call.blocks() <= 2;
+    const int64_t blocks = call.blocks(), streamed = call.streams() ? tiles_of(blocks) * kTileRows : 0;
     for (int64_t n = begin; n < end; n += panel) {
         const int64_t count = end - n < panel ? end - n : panel;
-        if (streams && count == 32) {
-            alignas(64) float sums[4 * kSumLanes];
-            with_count<2>(call.blocks(), [&](auto blocks) {
-                constexpr int kBlocks = decltype(blocks)::value;
-                sum_stream<kBlocks>(call, n);
-                store_sums<2, kBlocks>(sums, call.sum_stride());
-                finish_sums<kBlocks>(call, sums, n, 0, n + count, [&](int64_t m, int64_t i, f32 value) {
+        if (count == streamed) {
+            alignas(64) float sums[kStreamBlocks * kSumLanes];
+            const auto stream = [&](auto tiles, auto some, int64_t block) {
+                constexpr int kTiles = decltype(tiles)::value, kBlocks = decltype(some)::value;
+                sum_stream<kTiles, kBlocks>(call, n, block);
+                store_sums<2, kBlocks == 1 ? 1 : 2>(sums, call.sum_stride());
+                finish_sums<kTiles, kBlocks>(call, sums, n, block, end, [&](int64_t m, int64_t i, f32 value) {
                     call.outputs.finish(m, i, value);
                 });
-            });
+            };
+            if (blocks <= 2) {
+                with_count<2>(blocks, [&](auto some) { stream(Count<2>{}, some, 0); });
+            } else {
+                for (int64_t block = 0; block < blocks; block += kStreamBlocks)
+                    with_count<kStreamBlocks>(blocks - block,
+                                              [&](auto some) { stream(Count<1>{}, some, block); });
+            }
         } else {
             copied_rows(
                 call, count, [&](int64_t i) { return call.weight + (n + i) * call.k; },
@@ -214,14 +255,15 @@ inline int tile_linear_bf16(const void* x, const uint16_t* weight, const Outputs
     if (!arranged.ok()) return kOutOfMemory;
     arrange_blocks(call, x, arranged.get(), threads);
     call.x = arranged.get();
-    const bool streams = call.blocks() <= 2;
-    const int64_t pairs = streams ? 1 : panel_pairs((outputs.n + 31) / 32, threads);
-    const int64_t grain = streams ? slice_rows(outputs.n, 2 * k, m, threads, 32) : pairs * 32;
-    const int64_t slots = threads < 1 ? 1 : threads, each = copied_scratch(call, pairs);
+    const bool streams = call.streams();
+    const int64_t tiles = streams ? tiles_of(call.blocks()) : 2 * panel_pairs((outputs.n + 31) / 32, threads);
+    const int64_t panel = tiles * kTileRows;
+    const int64_t grain = streams ? slice_rows(outputs.n, 2 * k, m, threads, panel) : panel;
+    const int64_t slots = threads < 1 ? 1 : threads, each = copied_scratch(call, (tiles + 1) / 2);
     Scratch<float> scratch(slots * each);
     if (!scratch.ok()) return kOutOfMemory;
     parallel_ranges(outputs.n, grain, threads, [&](int64_t begin, int64_t end, int64_t slot) {
-        linear_slice(call, begin, end, pairs * 32, scratch.get() + slot * each);
+        linear_slice(call, begin, end, panel, scratch.get() + slot * each);
     });
     return kDone;
 }

@@ -10,9 +10,10 @@
 // that for every M: one row costs the look-up that VDPBF16PS needs as well, a store and a load next to the
 // core, and a product, which takes as long for sixteen rows.
 //
-// For up to 32 rows of x each weight is needed once: a step is expanded while the one before it is
+// Up to four blocks of x pass over the weights together: a step is expanded while the one before it is
 // multiplied, so that the tile loads find their bytes in the first-level cache and not in the store buffer.
-// For more, parts of two tiles of features are expanded once for all blocks of x (for_panels).
+// Some blocks more follow four by four, and expand anew: that costs less than sums that wait in memory. For
+// many, parts of two tiles of features are expanded once for all blocks of x (for_panels).
 #pragma once
 
 #include "amx_tiles.hpp"
@@ -124,6 +125,11 @@ struct TileCall {
         last_group_steps = (last + depth - 1) / depth;
     }
     int64_t blocks() const { return (m + rows - 1) / rows; }
+    bool streams() const {
+        constexpr int64_t most = 16;  // blocks for which expanding anew was measured to be faster
+        return blocks() <= kStreamBlocks ||
+               (blocks() <= most && kStreamBlocks * steps() * x_step_bytes() <= kStreamBytes);
+    }
     int64_t first_step(int64_t g) const { return g * group_steps; }
     int64_t steps_of(int64_t g) const { return g + 1 < weight.groups ? group_steps : last_group_steps; }
     int64_t steps() const { return first_step(weight.groups - 1) + steps_of(weight.groups - 1); }
@@ -278,21 +284,23 @@ inline void add_batches(const TileCall<Steps>& call, int64_t tile, int64_t block
     const int64_t row_bytes = call.row_bytes(), step_bytes = call.x_step_bytes();
     const int64_t tile_bytes = call.weight_step_bytes();
     const uint8_t* x = call.x + block * block_bytes + call.first_step(begin) * step_bytes;
-    alignas(64) int32_t sums[kBatch * kTiles * kBlocks * kSumLanes];
+    alignas(64) int32_t sums[((kBatch - 1) * kTiles * kBlocks + 4) * kSumLanes];
     for (int64_t first = begin; first < end; first += kBatch) {
         const int64_t groups = end - first < kBatch ? end - first : kBatch;
         for (int64_t g = 0; g < groups; ++g) {
             zero_sums();
             for (int64_t s = call.steps_of(first + g); s > 0; --s, x += step_bytes) {
                 const uint8_t* step = weights.next();
-                if constexpr (kTiles == 4) {
-                    multiply_by_four<typename Steps::Tiles>(x, row_bytes, step, tile_bytes);
+                if constexpr (kBlocks > 2) {
+                    multiply_many_by<typename Steps::Tiles, kBlocks>(x, block_bytes, row_bytes, step);
+                } else if constexpr (kTiles == 4) {
+                    multiply_by_many<typename Steps::Tiles, 4>(x, row_bytes, step, tile_bytes);
                 } else {
                     multiply_tiles<typename Steps::Tiles, kBlocks, 2>(x, x + block_bytes, row_bytes, step,
                                                                       step + tile_bytes, 64);
                 }
             }
-            store_sums<kTiles == 4 ? 2 : kBlocks, 2>(sums + g * kTiles * kBlocks * kSumLanes, 64);
+            store_sums<kTiles * kBlocks == 2 ? 1 : 2, 2>(sums + g * kTiles * kBlocks * kSumLanes, 64);
         }
         add_scaled<kBatch, kBlocks, kTiles>(call, tile, block, first, groups, sums, totals);
     }
@@ -355,17 +363,17 @@ inline void tile_panel(const TileCall<Steps>& call, int64_t begin, int64_t end, 
         });
 }
 
-// Tiles [begin, end) for no more rows of x than a pair of blocks has: the sums of one block times four tiles,
-// or of two times two, fill the registers.
+// Tiles [begin, end) for up to four blocks of x from `block` on: the sums of one block times four tiles, of
+// two times two, or of three or four times one fill the registers.
 template <int kBlocks, class Steps>
-inline void tile_stream(const TileCall<Steps>& call, int64_t begin, int64_t end) {
+inline void tile_stream(const TileCall<Steps>& call, int64_t begin, int64_t end, int64_t block) {
     constexpr int kTiles = 4 / kBlocks;
     for (int64_t tile = begin; tile < end; tile += kTiles) {
         alignas(64) uint8_t places[2 * kTiles * 1024];
         alignas(64) float totals[4 * kSumLanes] = {};
         StepsAhead<kTiles, Steps> weights(call, tile, places);
-        add_groups<kBlocks, kTiles>(call, tile, 0, 0, call.weight.groups, weights, totals);
-        finish_totals<kBlocks, kTiles>(call, tile, 0, totals);
+        add_groups<kBlocks, kTiles>(call, tile, block, 0, call.weight.groups, weights, totals);
+        finish_totals<kBlocks, kTiles>(call, tile, block, totals);
     }
 }
 
@@ -401,12 +409,14 @@ inline int run_tiles(TileCall<Steps>& call, const typename Steps::Element* x, in
     arrange_steps(call, x, arranged.get(), threads);
     call.x = arranged.get();
     const auto& w = call.weight;
-    if (call.blocks() <= 2) {
+    if (call.streams()) {
         const int64_t tiles = slice_rows(w.tiles, w.tile_bytes(), call.m, threads, 4);
         parallel_ranges(w.tiles, tiles, threads, [&](int64_t begin, int64_t end, int64_t) {
             const TileScope scope(call.config());
-            with_count<2>(call.blocks(),
-                          [&](auto blocks) { tile_stream<decltype(blocks)::value>(call, begin, end); });
+            for (int64_t block = 0; block < call.blocks(); block += kStreamBlocks)
+                with_count<kStreamBlocks>(call.blocks() - block, [&](auto blocks) {
+                    tile_stream<decltype(blocks)::value>(call, begin, end, block);
+                });
         });
         return kDone;
     }

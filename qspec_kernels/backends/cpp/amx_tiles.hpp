@@ -146,9 +146,9 @@ inline void multiply_tiles(const uint8_t* first, const uint8_t* other_first, int
     }
 }
 
-// One step of K: one first operand times four second ones that stand one behind the other.
-template <class Tiles>
-inline void multiply_by_four(const uint8_t* first, int64_t first_stride, const uint8_t* second,
+// One step of K: one first operand times three or four second ones, `second_bytes` apart.
+template <class Tiles, int kSecond>
+inline void multiply_by_many(const uint8_t* first, int64_t first_stride, const uint8_t* second,
                              int64_t second_bytes) {
     load_tile<4>(first, first_stride);
     load_tile<6>(second, 64);
@@ -157,8 +157,27 @@ inline void multiply_by_four(const uint8_t* first, int64_t first_stride, const u
     Tiles::template dot<1, 4, 7>();
     load_tile<6>(second + 2 * second_bytes, 64);
     Tiles::template dot<2, 4, 6>();
-    load_tile<7>(second + 3 * second_bytes, 64);
-    Tiles::template dot<3, 4, 7>();
+    if constexpr (kSecond > 3) {
+        load_tile<7>(second + 3 * second_bytes, 64);
+        Tiles::template dot<3, 4, 7>();
+    }
+}
+
+// One step of K: three or four first operands, `first_bytes` apart, times one second one.
+template <class Tiles, int kFirst>
+inline void multiply_many_by(const uint8_t* first, int64_t first_bytes, int64_t first_stride,
+                             const uint8_t* second) {
+    load_tile<6>(second, 64);
+    load_tile<4>(first, first_stride);
+    Tiles::template dot<0, 4, 6>();
+    load_tile<5>(first + first_bytes, first_stride);
+    Tiles::template dot<1, 5, 6>();
+    load_tile<4>(first + 2 * first_bytes, first_stride);
+    Tiles::template dot<2, 4, 6>();
+    if constexpr (kFirst > 3) {
+        load_tile<5>(first + 3 * first_bytes, first_stride);
+        Tiles::template dot<3, 5, 6>();
+    }
 }
 
 // Sums of sixteen rows of sixteen 32-bit lanes, as memory holds them: kSumLanes words each.
@@ -182,7 +201,13 @@ inline void load_sums(const void* from, int64_t stride) {
     if constexpr (kFirst > 1 && kSecond > 1) load_tile<3>(sums + 3 * kSumLanes, stride);
 }
 
-// Many rows of x (a prompt, a large batch) are worked off in panels: up to 512 rows of x times up to 256
+// Up to four blocks of sixteen rows of x have their sums in the registers beside a tile of weights, so that
+// each weight is needed once: weights stream from memory, past x in the second-level cache. More blocks take
+// turns, four at a time, as long as what must stay in that cache is half of it at most; weights then come
+// from memory for the first four and from the cache for the others.
+inline constexpr int64_t kStreamBlocks = 4, kStreamBytes = 1 << 20;
+
+// More rows still (a prompt, a large batch) are worked off in panels: up to 512 rows of x times up to 256
 // weight rows, part of K by part of K. A part of 32 weight rows, copied or expanded once, stays in the
 // first-level cache while all pairs of blocks of x pass over it, and a part of x in the second-level cache
 // while all weight rows of the panel do. Unfinished sums wait in memory for the next part: a store and a
