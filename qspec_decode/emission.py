@@ -1,12 +1,15 @@
-"""What a round of a level commits, and ragged rows as rectangles."""
+"""What a round of a level commits and what it tells of its drafts, and ragged rows as rectangles."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from qspec_decode.outlook import margins
+from qspec_decode.proposal import Proposal
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,19 @@ def margins_of(logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
     return rectangle(margins(logits, ids[real]), counts, width)
 
 
+def report(proposal: Proposal, accepted: Tensor, logits: Tensor) -> None:
+    """Tell the outlook the margins that a verification gave the drafts it decided on."""
+    assert proposal.outlook is not None
+    assert proposal.margins is not None
+    k = proposal.ids.shape[1]
+    # behind the last draft there is none: what stands there is looked up and left out
+    found = margins_of(logits, pad(proposal.ids, (0, 1)), proposal.num_tokens + 1)[:, :k]
+    decided = (
+        torch.arange(k, device=logits.device) < torch.minimum(accepted + 1, proposal.num_tokens)[:, None]
+    )
+    proposal.outlook.learn(proposal.margins[decided], found[decided])
+
+
 def rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
     """Ragged rows laid end to end, `counts` entries each, as [rows, width, ...], zeros on the right."""
     if len(flat) == len(counts) * width:
@@ -55,3 +71,10 @@ def rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
     out = flat.new_zeros(len(counts), width, *flat.shape[1:])
     out[torch.arange(width, device=counts.device) < counts[:, None]] = flat
     return out
+
+
+def padded(ragged: Sequence[Sequence[int | float]], width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of numbers as [rows, width] of the type and place of `like`, zeros on the right; their counts."""
+    rectangle = [[*row, *[0] * (width - len(row))] for row in ragged]
+    counts = torch.tensor([len(row) for row in ragged], device=like.device)
+    return torch.tensor(rectangle, dtype=like.dtype, device=like.device).view(-1, width), counts

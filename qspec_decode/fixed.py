@@ -28,7 +28,6 @@ class FixedLevel(ModelLevel):
     Parameters are those of `ModelLevel`; `connect` and `restart` come before the first fixed round.
     """
 
-    _most_probable = staticmethod(argmax)
     _probabilities = staticmethod(unchecked_probabilities)
 
     def __init__(self, *args: Any, **options: Any):
@@ -181,6 +180,9 @@ class FixedLevel(ModelLevel):
         valid = torch.where(counts > 0, lengths + counts - 1, self._cache.valid)
         self._cache.valid.copy_(valid)
         return Proposal(ids, counts, torch.stack(probs, 1) if probs else None)
+
+    def _most_probable(self, logits: Tensor) -> Tensor:
+        return argmax(logits)
 
     def _fixed_forward(self, last: Tensor, starts: Tensor, k: int) -> Tensor:
         """Run `lag` + 1 + k tokens of each row from `starts` on; logits [batch * (k + 1), vocab].

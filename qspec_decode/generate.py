@@ -16,8 +16,8 @@ from qspec_decode.graphs import pool
 from qspec_decode.graphs.wanted import Wanted, captures
 from qspec_decode.noise import Purpose, RowSeed, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
-from qspec_decode.protocol import Model, device_of, give_back
-from qspec_decode.sampling import SamplingParams, draw, most_probable, probabilities
+from qspec_decode.protocol import Model, device_of, give_back, most_probable
+from qspec_decode.sampling import SamplingParams, checked, draw, probabilities
 from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_kernels import exclusive_threads
 
@@ -102,7 +102,7 @@ def generate(
     num_steps = 0
     while True:
         if params.greedy:
-            tokens = most_probable(logits)
+            tokens = checked(most_probable(model, logits, cache))
         else:
             numbers = uniform(seeds[active.to(device)], 0, Purpose.DRAW, lengths[active, None].to(device))
             tokens = draw(probabilities(logits, params), numbers[:, 0])

@@ -5,6 +5,7 @@ its tokens come out of its own verification (accepted, residual or bonus alike) 
 of tokens is decided before they are drawn. That is what makes any depth lossless (design section 3).
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +13,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.nn.functional import pad
 
 from qspec_decode import protocol
 from qspec_decode.accept import greedy, standard
-from qspec_decode.emission import Emission, margins_of, rectangle
+from qspec_decode.emission import Emission, margins_of, padded, rectangle, report
 from qspec_decode.noise import Purpose, uniform
 from qspec_decode.outlook import Outlook, margins
 from qspec_decode.proposal import Level, Proposal, Run
 from qspec_decode.protocol import Cache, Model
-from qspec_decode.sampling import draw, most_probable, probabilities
+from qspec_decode.sampling import checked, draw, probabilities
 from qspec_decode.stats import SpecDecodingStats
 
 
@@ -62,7 +62,6 @@ class ModelLevel:
 
     num_bytes = None
     """Nothing is held for the next call (see `loop.Rounds`)."""
-    _most_probable = staticmethod(most_probable)
     _probabilities = staticmethod(probabilities)
 
     def __init__(
@@ -110,7 +109,7 @@ class ModelLevel:
         ids = lengths.new_zeros(len(rows), k)
         probs = None
         leads = None if self._outlook is None else ids.new_zeros(ids.shape, dtype=torch.float32)
-        likely = torch.ones(len(rows), dtype=torch.float64, device=ids.device)
+        likely = [1.0] * len(rows)
         done = torch.zeros_like(counts)
         while bool((left := counts - done).any()):
             at = left.nonzero()[:, 0]
@@ -130,9 +129,11 @@ class ModelLevel:
                     leads[to, done[to] + j] = emission.margins[real, j]
             done[at] += emission.num_tokens
             if self._outlook and emission.margins is not None:
-                real = torch.arange(emission.ids.shape[1], device=ids.device) < emission.num_tokens[:, None]
-                likely[at] *= self._outlook.chances(emission.margins).where(real, 1.0).prod(1)
-                if not self._outlook.pays(likely[counts > done], len(rows)):
+                found = zip(at.tolist(), emission.margins.tolist(), emission.num_tokens.tolist(), strict=True)
+                for place, values, number in found:
+                    likely[place] *= math.prod(self._outlook.chances(values[:number]))
+                wanting = (counts > done).nonzero()[:, 0].tolist()
+                if not self._outlook.pays([likely[place] for place in wanting], len(rows)):
                     break
         return Proposal(ids, done, probs, leads, self._outlook)
 
@@ -156,7 +157,7 @@ class ModelLevel:
         logits = self._forward(rows, starts, lengths - 1, lengths + drafted, phase)
         accepted, following, probs = self._accept(rows, lengths, proposal, logits)
         if proposal.outlook is not None:
-            _report(proposal, accepted, logits)
+            report(proposal, accepted, logits)
 
         ends = lengths + accepted
         self._run.buffer.write(rows, ends, following)
@@ -201,16 +202,17 @@ class ModelLevel:
         """`propose` where nothing drafts for this level: a token at a time of the rows that want one more.
 
         It does what rounds without drafts do, with as little as possible beside the passes. They are short,
-        and leave the processor's caches full of weights: whatever runs between them has to be fetched.
+        and leave the processor's caches full of weights: whatever runs between them has to be fetched, so it
+        is numbers, and tensors are made of them once.
         """
-        ids = lengths.new_zeros(len(rows), k)
-        leads = None if self._outlook is None else ids.new_zeros(ids.shape, dtype=torch.float32)
-        probs, done = None, counts.clone()
+        left = [count for count in counts.tolist() if count]
         at = counts.nonzero()[:, 0]
-        going, ends, left = rows[at], lengths[at], counts[at]
+        places, likely, probs = at.tolist(), [1.0] * len(at), None
+        drafts: list[list[int]] = [[] for _ in range(len(rows))]
+        leads: list[list[float]] = [[] for _ in range(len(rows))]
+        going, ends = rows[at], lengths[at]
         starts = torch.minimum(self._cache.valid[going], ends - 1)
         logits = self._forward(going, starts, ends - 1, ends, "decode")
-        likely = torch.ones(len(at), dtype=torch.float64, device=ids.device)
         for j in range(k):
             if self._run.sampling.greedy:
                 chosen = self._most_probable(logits)
@@ -219,28 +221,37 @@ class ModelLevel:
                 chosen = draw(drawn_from, self._noise(going, ends[:, None])[1][:, 0])
                 if probs is None:
                     probs = drawn_from.new_empty(len(rows), k, self._model.vocab_size)
-                probs[at, j] = drawn_from
-            ids[at, j] = chosen
-            self._run.buffer.write(going, ends, chosen)
-            more = left > j + 1
-            if leads is not None and self._outlook:
-                leads[at, j] = lead = margins(logits, chosen)
-                likely *= self._outlook.chances(lead)
-                more &= self._outlook.pays(likely[more], len(rows))
-            if not bool(more.all()):
-                done[at[~more]] = j + 1
-                at, going, ends, left, likely, chosen = (
-                    one[more] for one in (at, going, ends, left, likely, chosen)
-                )
-                if not len(at):
+                probs[places, j] = drawn_from
+            for place, token in zip(places, chosen.tolist(), strict=True):
+                drafts[place].append(token)
+            more = [i for i, count in enumerate(left) if count > j + 1]
+            if self._outlook:
+                found = margins(logits, chosen).tolist()
+                for place, lead in zip(places, found, strict=True):
+                    leads[place].append(lead)
+                likely = [a * b for a, b in zip(likely, self._outlook.chances(found), strict=True)]
+                if not self._outlook.pays([likely[i] for i in more], len(rows)):
                     break
+            if not more:
+                break
+            if len(more) < len(left):
+                places, left, likely = (
+                    [places[i] for i in more],
+                    [left[i] for i in more],
+                    [likely[i] for i in more],
+                )
+                going, ends, chosen = going[more], ends[more], chosen[more]
             logits = self._model.forward(
                 chosen, going, ends, self._cache.cache, self._precision, draft_head=self._draft_head
             )
             ends = ends + 1
+        ids, done = padded(drafts, k, lengths)
+        row, column = (torch.arange(k, device=ids.device) < done[:, None]).nonzero(as_tuple=True)
+        self._run.buffer.write(rows[row], lengths[row] + column, ids[row, column])
         # the last draft of a row has not been fed
         self._cache.valid[rows] = torch.where(counts > 0, lengths + done - 1, self._cache.valid[rows])
-        return Proposal(ids, done, probs, leads, self._outlook)
+        margin = padded(leads, k, logits)[0] if self._outlook else None
+        return Proposal(ids, done, probs, margin, self._outlook)
 
     def _forward(self, rows: Tensor, starts: Tensor, wanted: Tensor, ends: Tensor, phase: str) -> Tensor:
         """Run positions starts..ends-1; logits float32 [sum(ends - wanted), vocab], rows in order."""
@@ -271,21 +282,11 @@ class ModelLevel:
         accepted, following = standard.accept(proposal.ids, drafted, proposal.probs, probs, coins, draws)
         return accepted, following, probs
 
+    def _most_probable(self, logits: Tensor) -> Tensor:
+        return checked(protocol.most_probable(self._model, logits, self._cache.cache))
+
     def _noise(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Coins for all positions [rows, n] but the last, draws for all."""
         seeds = self._run.seeds[rows]
         coins = uniform(seeds, self._index, Purpose.COIN, positions[:, :-1])
         return coins, uniform(seeds, self._index, Purpose.DRAW, positions)
-
-
-def _report(proposal: Proposal, accepted: Tensor, logits: Tensor) -> None:
-    """Tell the outlook the margins that a verification gave the drafts it decided on."""
-    assert proposal.outlook is not None
-    assert proposal.margins is not None
-    k = proposal.ids.shape[1]
-    # behind the last draft there is none: what stands there is looked up and left out
-    found = margins_of(logits, pad(proposal.ids, (0, 1)), proposal.num_tokens + 1)[:, :k]
-    decided = (
-        torch.arange(k, device=logits.device) < torch.minimum(accepted + 1, proposal.num_tokens)[:, None]
-    )
-    proposal.outlook.learn(proposal.margins[decided], found[decided])

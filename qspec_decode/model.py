@@ -19,6 +19,7 @@ from qspec_kernels import (
     QuantizedActivation,
     RotaryEmbedding,
     UsageError,
+    argmax,
     attention,
     embedding,
     hadamard,
@@ -159,6 +160,13 @@ class Transformer:
         if cache.replay is None or len(ids) > MAX_TOKENS:
             return compute(*inputs)
         return cache.replay.run((precision, draft_head), compute, inputs)
+
+    def most_probable(self, logits: Float[Tensor, "wanted vocab"], cache: KVCache) -> Int[Tensor, " wanted"]:
+        """`argmax` of logits, soonest of those that the last pass over `cache` returned.
+
+        Good until the next pass or choice over the same cache.
+        """
+        return argmax(logits) if cache.replay is None else cache.replay.follow(argmax, logits)
 
     def _plan(self, precision: str) -> tuple[WeightSet, str]:
         if precision not in self.precisions:

@@ -5,9 +5,10 @@ where that is. Drafting on behind such a token is mostly wasted; behind all othe
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 # what one more row adds to a verification, in passes of one row
@@ -59,23 +60,24 @@ class Outlook:
         found = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y]).sum(1)
         self._sums = [a + b for a, b in zip(self._sums, found.tolist(), strict=True)]
 
-    def pays(self, likely: Float64[Tensor, " n"], num_rows: int) -> bool:
+    def pays(self, likely: Sequence[float], num_rows: int) -> bool:
         """Whether another draft pays for rows whose drafts so far all stand with these chances.
 
         A pass takes nearly as long for one row as for all `num_rows` of a batch, so what counts is how many
         of them it is likely to serve.
         """
-        return float(likely.sum()) >= self.threshold * num_rows
+        return sum(likely) >= self.threshold * num_rows
 
-    def chances(self, margins: Float[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
-        """The chance that a draft of this margin stands."""
+    def chances(self, margins: Sequence[float]) -> list[float]:
+        """The chance that a draft of each margin stands."""
         n, x, y, xx, xy, yy = self._sums
         # none of the two is zero: the first four pairs lie at two places, and not on one line
         sxx, sxy = xx - x * x / n, xy - x * y / n
         slope = sxy / sxx
         spread = math.sqrt((yy - y * y / n - slope * sxy) / n)
-        line = (margins.double().clamp(max=_LARGEST) - x / n) * slope + y / n
-        return torch.special.ndtr(line / spread)
+        # numbers and no tensors: they are few, and this runs between two passes
+        lines = ((min(margin, _LARGEST) - x / n) * slope + y / n for margin in margins)
+        return [math.erfc(-line / spread / math.sqrt(2)) / 2 for line in lines]
 
 
 def margins(logits: Float[Tensor, "n vocab"], ids: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:

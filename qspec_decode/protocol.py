@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from qspec_kernels import argmax
+
 
 @runtime_checkable
 class Cache(Protocol):
@@ -26,8 +28,10 @@ class Model(Protocol):
 
     A model may also have `vocabulary`, a digest of its tokenizer's tokens and ids: two models with equal
     ones can draft for each other even if the widths of their logits differ. It may have `device`, where
-    it takes ids and returns logits; without it that is the CPU. And it may have `bytes_per_pass(precision, *,
-    draft_head)`, the bytes of weights that a pass reads, from which the costs of levels are compared.
+    it takes ids and returns logits; without it that is the CPU. It may have `bytes_per_pass(precision, *,
+    draft_head)`, the bytes of weights that a pass reads, from which the costs of levels are compared. And it
+    may have `most_probable(logits, cache)`, which is `qspec_kernels.argmax` where it has a faster way to that
+    of the last pass.
     """
 
     @property
@@ -93,6 +97,7 @@ class Relay:
         self.vocabulary = getattr(model, "vocabulary", None)
         self.device = device_of(model)
         self.bytes_per_pass = getattr(model, "bytes_per_pass", None)
+        self.most_probable = getattr(model, "most_probable", None)
 
     def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
         """The model's own."""
@@ -113,3 +118,9 @@ def give_back(cache: Cache) -> None:
 def device_of(model: Model) -> torch.device:
     """Where a model takes ids and returns logits."""
     return getattr(model, "device", torch.device("cpu"))
+
+
+def most_probable(model: Model, logits: Tensor, cache: Cache) -> Tensor:
+    """Ids of the highest logits, each row's; -1 where `argmax` has none."""
+    own = getattr(model, "most_probable", None)
+    return argmax(logits) if own is None else own(logits, cache)

@@ -109,8 +109,12 @@ def most_probable(logits: Float[Tensor, "*n vocab"]) -> Int64[Tensor, "*n"]:
     QSpecError
         As `probabilities`.
     """
-    ids = argmax(logits)
-    if bool((ids < 0).any()):
+    return checked(argmax(logits))
+
+
+def checked(ids: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
+    """The ids that `argmax` chose; refused where it had no choice, as `probabilities` does."""
+    if min(ids.flatten().tolist(), default=0) < 0:
         raise not_finite()
     return ids
 

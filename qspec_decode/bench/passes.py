@@ -14,7 +14,7 @@ from qspec_decode.bench.peaks import Peak
 from qspec_decode.bench.record import Spread
 from qspec_decode.bench.timing import Timed, interleave
 from qspec_decode.model import Transformer
-from qspec_decode.sampling import most_probable
+from qspec_decode.sampling import checked
 from qspec_kernels import Program, exclusive_threads
 
 MAX_WIDTH = 13
@@ -75,6 +75,10 @@ class Warm:
         ids, rows, positions = (tensor[:tokens] for tensor in inputs)
         return self.model.forward(ids, rows, positions, self.cache, kind.precision, draft_head=kind.draft)
 
+    def choose(self, kind: Pass) -> torch.Tensor:
+        """The tokens that such a pass makes greedy decoding commit."""
+        return checked(self.model.most_probable(self.forward(kind), self.cache))
+
     def program(self, kind: Pass) -> Program | None:
         """What such a pass replays; None where passes are not recorded."""
         self.forward(kind)
@@ -123,7 +127,7 @@ def outside_kernels(warm: Warm, kinds: Sequence[Pass], seconds: float) -> list[d
         if program is None:
             return []
         whole, kernels = interleave(
-            [Timed(lambda kind=kind: most_probable(warm.forward(kind))), Timed(program.replay)], seconds
+            [Timed(lambda kind=kind: warm.choose(kind)), Timed(program.replay)], seconds
         )
         found.append(
             {

@@ -33,20 +33,22 @@ def test_chances_are_learned_from_pairs_of_margins(slope: float, offset: float, 
     outlook = Outlook(0.5)
     for some in range(0, 4000, 50):
         outlook.learn(own[some : some + 50], verified[some : some + 50])
-    at = torch.tensor([0.0, 0.3, 1.0, 3.0])
-    expected = [normal_cdf((slope * x + offset) / spread) for x in at.tolist()]
-    assert outlook.chances(at).tolist() == pytest.approx(expected, abs=0.04)
+    at = [0.0, 0.3, 1.0, 3.0]
+    expected = [normal_cdf((slope * x + offset) / spread) for x in at]
+    assert outlook.chances(at) == pytest.approx(expected, abs=0.04)
 
 
 def test_at_first_a_margin_is_believed_give_or_take_a_half() -> None:
-    chances = Outlook(0.5).chances(torch.tensor([[0.0, 0.5], [1.0, 5.0]]))
-    assert chances.flatten().tolist() == pytest.approx([0.5, normal_cdf(1), normal_cdf(2), 1.0])
+    chances = Outlook(0.5).chances([0.0, 0.5, 1.0, 5.0])
+    assert chances == pytest.approx([0.5, normal_cdf(1), normal_cdf(2), 1.0])
 
 
 def test_infinite_margins_spoil_nothing() -> None:
     outlook = Outlook(0.5)
     outlook.learn(torch.tensor([torch.inf, 0.1]), torch.tensor([-torch.inf, torch.inf]))
-    assert bool(outlook.chances(torch.tensor([0.0, torch.inf])).isfinite().all())
+    chance, most = outlook.chances([0.0, math.inf])
+    assert math.isfinite(chance)
+    assert most == outlook.chances([100.0])[0]
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -105,6 +107,34 @@ def test_rows_that_are_full_are_not_served() -> None:
     # the first row has room for three drafts; after them a pass serves one of two
     for chance, expected in ((0.6, [3, 3]), (0.45, [3, 8])):
         assert drafted(model, [list(range(10)), [12]], chance)[0] == expected
+
+
+def test_rows_that_are_full_do_not_count() -> None:
+    leads = [9.0] * 24
+    leads[9] = 0.0
+    model = chain({"bf16": [9.0] * 24, "mxfp4a8": leads})
+    model.max_positions = 15
+    # the first row's only chance is 1/2, but when its three drafts are made it asks for nothing more
+    assert drafted(model, [list(range(10)), [12]], 0.45)[0] == [3, 8]
+
+
+def test_rows_that_are_full_are_not_served_by_a_drafter_with_a_drafter() -> None:
+    sure = [9.0] * 24
+    model = chain({"bf16": sure, "mxfp4a8": sure, "w4a8": sure})
+    model.max_positions = 15
+    # the first round of the drafter makes three for both; the next one would serve one row of two
+    for chance, expected in ((0.6, [3, 3]), (0.45, [3, 8])):
+        watch = Recorder()
+        speculate(
+            model,
+            [list(range(10)), [12]],
+            draft=["mxfp4", "w4a8"],
+            config=SpeculativeConfig([8, 3], chance),
+            streamer=watch,
+            max_new_tokens=20,
+            eos_token_id=(),
+        )
+        assert next(tokens for *_, tokens, _ in watch.puts if any(tokens)) == expected
 
 
 def test_what_a_drafter_refuses_itself_does_not_end_its_drafting() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from qspec_decode import generate, load, model, replay, speculate
 from qspec_decode.cache import KVCache, Spares
-from qspec_kernels import isa
+from qspec_kernels import argmax, isa, softmax
 from tests.kernels.cases import same_bits
 
 pytestmark = pytest.mark.skipif(isa() == "torch", reason="there are no native kernels here")
@@ -76,6 +76,59 @@ def test_old_programs_make_room(monkeypatch):
     made, _, cache = logits(loaded, "bf16")
     assert len(cache.replay._steps) == 2
     assert all(out.isfinite().all() for out in made)
+
+
+def choices(loaded, cache, counts=(1, 3, 1, 1, 3, 2)):
+    """(logits, their most probable ids) of passes of so many tokens over the cache, copied after both."""
+    generator = torch.Generator().manual_seed(4)
+    for start, count in enumerate(counts):
+        ids = torch.randint(loaded.config.vocab_size - 40, (count,), generator=generator)
+        rows, positions = torch.zeros_like(ids), torch.arange(count) + start
+        out = loaded.forward(ids, rows, positions, cache, "bf16")
+        expected = out.clone()
+        chosen = loaded.most_probable(out, cache)
+        assert same_bits(out, expected)
+        assert torch.equal(chosen, argmax(expected))
+        yield out, chosen
+
+
+def test_the_choice_of_tokens_follows_its_pass(monkeypatch):
+    loaded = load("demo", ["bf16"])
+    cache = loaded.new_cache(1, 16, "bf16")
+    first = list(choices(loaded, cache))
+    # one memory a shape: what was returned is good until the next call
+    assert len({chosen.data_ptr() for _, chosen in first}) == 3
+    called = []
+    monkeypatch.setattr(model, "argmax", lambda logits: called.append(logits) or argmax(logits))
+    list(choices(loaded, cache))
+    assert len(called) == 3, "another function is another program"
+    list(choices(loaded, cache))
+    assert len(called) == 3
+
+
+def test_a_choice_from_other_logits_than_the_last_ones_is_made_at_once():
+    loaded = load("demo", ["bf16"])
+    cache = loaded.new_cache(1, 16, "bf16")
+    (out, _), *_ = choices(loaded, cache, (1, 1))
+    other = out.flip(1)
+    assert torch.equal(loaded.most_probable(other, cache), argmax(other))
+    assert torch.equal(loaded.most_probable(out, loaded.new_cache(1, 16, "bf16")), argmax(out))
+
+
+def test_what_follows_a_pass_is_not_written_over_its_result():
+    loaded = load("demo", ["bf16"])
+    cache = loaded.new_cache(1, 16, "bf16")
+    (out, _), *_ = choices(loaded, cache, (1,))
+    before = out.clone()
+    # as large as the logits, whose memory is free for what comes after the pass
+    assert same_bits(cache.replay.follow(lambda x: softmax(x), out), softmax(before))
+    assert same_bits(out, before)
+
+
+def test_a_program_that_made_room_takes_its_choice_with_it(monkeypatch):
+    monkeypatch.setattr(replay, "_MAX_PROGRAMS", 1)
+    loaded = load("demo", ["bf16"])
+    assert len(list(choices(loaded, loaded.new_cache(1, 16, "bf16")))) == 6
 
 
 def test_a_program_of_another_key_would_be_noticed(monkeypatch):
