@@ -88,11 +88,18 @@ class Spares:
     """Memory of caches that were given back, with the programs over it, for the next ones of their kind.
 
     Programs are recorded over fixed memory, so a call with fresh memory records all of its own, a tenth of
-    the time of a short text. The latest are kept, up to so many bytes.
+    the time of a short text.
+
+    Parameters
+    ----------
+    max_bytes
+        The latest are kept up to so many.
+    max_bytes_beside
+        And up to so many where a call takes other memory: it then needs little more than without spares.
     """
 
-    def __init__(self, max_bytes: int = 64 << 20):
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int = 64 << 20, max_bytes_beside: int = 64 << 20):
+        self._max_bytes, self._max_bytes_beside = max_bytes, max_bytes_beside
         self._kept: list[tuple[Hashable, _Memory]] = []
         self._lock = Lock()
 
@@ -104,19 +111,27 @@ class Spares:
                 for index, (other, memory) in enumerate(self._kept)
                 if other == kind and memory[0][0].shape[2] >= capacity
             ]
-            return self._kept.pop(min(fitting)[1])[1] if fitting else None
+            if fitting:
+                return self._kept.pop(min(fitting)[1])[1]
+            self._make_room(self._max_bytes_beside)
+            return None
 
     def put(self, kind: Hashable, memory: _Memory) -> None:
         """Keep it; older ones make room."""
         with self._lock:
             self._kept.append((kind, memory))
-            while self._kept and self.num_bytes > self._max_bytes:
-                self._kept.pop(0)
+            self._make_room(self._max_bytes)
+
+    def _make_room(self, max_bytes: int) -> None:
+        while self._kept and self.num_bytes > max_bytes:
+            self._kept.pop(0)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all that is kept."""
-        return sum(tensor.nbytes for _, (k, v, _) in self._kept for tensor in (*k, *v))
+        """Bytes of all that is kept, with what the programs compute in."""
+        kept = [memory for _, memory in self._kept]
+        caches = sum(tensor.nbytes for k, v, _ in kept for tensor in (*k, *v))
+        return caches + sum(replay.num_bytes for _, _, replay in kept if replay)
 
 
 def roomy(capacity: int) -> int:

@@ -41,6 +41,11 @@ class Replay:
         """What the last `run` ran."""
         return self._latest.program if self._latest else None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the programs compute in."""
+        return self._workspace.num_bytes + self._workspace_of_followers.num_bytes
+
     def run(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         """function(*inputs), by a program where `key` has been seen: it names all but the inputs' values.
 

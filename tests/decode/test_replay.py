@@ -188,3 +188,30 @@ def test_memory_is_given_back_once_and_only_so_much_is_kept():
     assert spares.num_bytes == 2 * 64 * 4 * 4
     cache(128).give_back()
     assert spares.num_bytes == 0
+
+
+def test_spares_make_room_for_other_memory():
+    spares = Spares(max_bytes=5000, max_bytes_beside=2500)
+
+    def cache(batch):
+        return KVCache(1, batch, 1, 64, 4, torch.float32, spares=spares)
+
+    caches = [cache(1), cache(1)]
+    for each in caches:
+        each.give_back()
+    assert spares.num_bytes == 2 * 2048
+    # one like them takes its own, another one sends away all but what may stay beside it
+    kept = cache(1)
+    assert spares.num_bytes == 2048
+    kept.give_back()
+    assert spares.num_bytes == 2 * 2048
+    cache(2)
+    assert spares.num_bytes == 2048
+
+
+def test_the_memory_of_programs_counts():
+    loaded = load("demo", ["bf16"])
+    made, caches, cache = logits(loaded, "bf16")
+    cache.give_back()
+    least = sum(tensor.nbytes for tensor in caches) + max(out.nbytes for out in made)
+    assert loaded._spares.num_bytes >= least
