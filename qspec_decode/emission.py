@@ -75,6 +75,6 @@ def rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
 
 def padded(ragged: Sequence[Sequence[int | float]], width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of numbers as [rows, width] of the type and place of `like`, zeros on the right; their counts."""
-    rectangle = [[*row, *[0] * (width - len(row))] for row in ragged]
-    counts = torch.tensor([len(row) for row in ragged], device=like.device)
-    return torch.tensor(rectangle, dtype=like.dtype, device=like.device).view(-1, width), counts
+    filled = [[*row, *[0] * (width - len(row))] for row in ragged]
+    counts = torch.tensor([len(row) for row in ragged])
+    return torch.tensor(filled, dtype=like.dtype).view(-1, width).to(like.device), counts.to(like.device)

@@ -221,7 +221,7 @@ class ModelLevel:
                 chosen = draw(drawn_from, self._noise(going, ends[:, None])[1][:, 0])
                 if probs is None:
                     probs = drawn_from.new_empty(len(rows), k, self._model.vocab_size)
-                probs[places, j] = drawn_from
+                probs[at, j] = drawn_from
             for place, token in zip(places, chosen.tolist(), strict=True):
                 drafts[place].append(token)
             more = [i for i, count in enumerate(left) if count > j + 1]
@@ -240,7 +240,8 @@ class ModelLevel:
                     [left[i] for i in more],
                     [likely[i] for i in more],
                 )
-                going, ends, chosen = going[more], ends[more], chosen[more]
+                kept = torch.tensor(more).to(at.device)
+                at, going, ends, chosen = at[kept], going[kept], ends[kept], chosen[kept]
             logits = self._model.forward(
                 chosen, going, ends, self._cache.cache, self._precision, draft_head=self._draft_head
             )

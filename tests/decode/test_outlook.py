@@ -125,15 +125,9 @@ def test_rows_that_are_full_are_not_served_by_a_drafter_with_a_drafter() -> None
     # the first round of the drafter makes three for both; the next one would serve one row of two
     for chance, expected in ((0.6, [3, 3]), (0.45, [3, 8])):
         watch = Recorder()
-        speculate(
-            model,
-            [list(range(10)), [12]],
-            draft=["mxfp4", "w4a8"],
-            config=SpeculativeConfig([8, 3], chance),
-            streamer=watch,
-            max_new_tokens=20,
-            eos_token_id=(),
-        )
+        options: dict[str, Any] = {"draft": ["mxfp4", "w4a8"], "streamer": watch, "eos_token_id": ()}
+        config = SpeculativeConfig([8, 3], chance)
+        speculate(model, [list(range(10)), [12]], config=config, max_new_tokens=20, **options)
         assert next(tokens for *_, tokens, _ in watch.puts if any(tokens)) == expected
 
 
