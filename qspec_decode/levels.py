@@ -284,6 +284,7 @@ class ModelLevel:
         return accepted, following, probs
 
     def _most_probable(self, logits: Tensor) -> Tensor:
+        """Greedy choices, refused where there is none; good until the next pass or choice."""
         return checked(protocol.most_probable(self._model, logits, self._cache.cache))
 
     def _noise(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ class Transformer:
         self._rotary = RotaryEmbedding(inv_freq.to(self.device), scaling)
         self._scale = config.head_dim**-0.5
         self._ones = torch.ones_like(final_norm)
-        # as little beside the weights as a cache of some long texts, or of many short ones
+        # little beside the weights; for a model of 1b it holds a batch of 16 short texts
         self._spares = Spares(max(64 << 20, sum(weights.num_bytes for weights in sets.values()) // 8))
         self.graphs: Any = None
         """Captured rounds over this model (`graphs.pool.Runners`), once there are any."""

@@ -39,7 +39,7 @@ struct TileRowsCall {
 };
 
 // Tiles of weights beside so many blocks of x: their sums fill the registers.
-constexpr int tiles_of(int64_t blocks) { return blocks > 2 ? 1 : 2; }
+constexpr int tiles_beside_blocks(int64_t blocks) { return blocks > 2 ? 1 : 2; }
 
 // 16 KB of weights: what passes over them wants the first-level cache, too.
 inline constexpr int64_t kPartSteps = 8;
@@ -122,7 +122,7 @@ inline void sum_stream(const TileRowsCall& call, int64_t n, int64_t block) {
         x += x_bytes;
     };
     zero_sums();
-    // no prefetch: the core's own runs far enough ahead in 32 rows, and one by hand was in its way
+    // no prefetch: the core's own runs far enough ahead in these rows, and one by hand was in its way
     for (int64_t step = 0; step < whole; ++step) multiply(rows + step * 64, rows + half + step * 64, stride);
     if (call.k % 32) {
         alignas(64) uint8_t last[2048];
@@ -218,7 +218,8 @@ inline int64_t copied_scratch(const TileRowsCall& call, int64_t pairs) {
 inline void linear_slice(const TileRowsCall& call, int64_t begin, int64_t end, int64_t panel,
                          float* scratch) {
     const TileScope scope(call.config());
-    const int64_t blocks = call.blocks(), streamed = call.streams() ? tiles_of(blocks) * kTileRows : 0;
+    const int64_t blocks = call.blocks(),
+                  streamed = call.streams() ? tiles_beside_blocks(blocks) * kTileRows : 0;
     for (int64_t n = begin; n < end; n += panel) {
         const int64_t count = end - n < panel ? end - n : panel;
         if (count == streamed) {
@@ -256,7 +257,8 @@ inline int tile_linear_bf16(const void* x, const uint16_t* weight, const Outputs
     arrange_blocks(call, x, arranged.get(), threads);
     call.x = arranged.get();
     const bool streams = call.streams();
-    const int64_t tiles = streams ? tiles_of(call.blocks()) : 2 * panel_pairs((outputs.n + 31) / 32, threads);
+    const int64_t tiles =
+        streams ? tiles_beside_blocks(call.blocks()) : 2 * panel_pairs((outputs.n + 31) / 32, threads);
     const int64_t panel = tiles * kTileRows;
     const int64_t grain = streams ? slice_rows(outputs.n, 2 * k, m, threads, panel) : panel;
     const int64_t slots = threads < 1 ? 1 : threads, each = copied_scratch(call, (tiles + 1) / 2);

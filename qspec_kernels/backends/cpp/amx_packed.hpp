@@ -276,7 +276,8 @@ inline void add_scaled(const TileCall<Steps>& call, int64_t tile, int64_t block,
     });
 }
 
-// Groups [begin, end) of one or two blocks of x times kTiles tiles.
+// Groups [begin, end) of kBlocks blocks of x times kTiles tiles. All four registers of sums are stored where
+// three are used, so the last group has room for four.
 template <int kBatch, int kBlocks, int kTiles, class Steps, class Weights>
 inline void add_batches(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t begin, int64_t end,
                         Weights& weights, float* totals) {
