@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qspec_decode import checks
 from qspec_decode.noise import Seed, parse_seed
-from qspec_kernels import QSpecError, UsageError, argmax, softmax
+from qspec_kernels import QSpecError, UsageError, softmax
 from qspec_kernels import draw as draw_rows
 
 # the mass that probabilities are counted in: a float32 above 2**-37 is a whole number of them
@@ -101,19 +101,14 @@ def _token_ids(given: Any) -> tuple[int, ...] | None:
     return tuple(sorted({i for i in ids if i is not None}))
 
 
-def most_probable(logits: Float[Tensor, "*n vocab"]) -> Int64[Tensor, "*n"]:
-    """The id of the highest logit, ties to the lowest id.
+def checked(ids: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
+    """The ids that `argmax` chose.
 
     Raises
     ------
     QSpecError
-        As `probabilities`.
+        As `probabilities`: one is -1.
     """
-    return checked(argmax(logits))
-
-
-def checked(ids: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
-    """The ids that `argmax` chose; refused where it had no choice, as `probabilities` does."""
     if min(ids.flatten().tolist(), default=0) < 0:
         raise not_finite()
     return ids

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec_decode.sampling import SamplingParams, draw, most_probable, probabilities
-from qspec_kernels import QSpecError
+from qspec_decode.sampling import SamplingParams, checked, draw, probabilities
+from qspec_kernels import QSpecError, argmax
 from reference import sampling as reference
 from tests.decode.chi_square import fit
 
@@ -57,7 +57,7 @@ def test_a_large_vocabulary_takes_the_same_way() -> None:
     for row, given, number, token in zip(found, x, numbers, draw(found, numbers), strict=True):
         assert torch.allclose(row.double(), reference.probabilities(given, 0.7), rtol=2e-5, atol=1e-12)
         assert reference.draw(row.double(), float(number)) == token
-        assert most_probable(given) == reference.argmax(given)
+        assert checked(argmax(given)) == reference.argmax(given)
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), FILTERS)
@@ -116,7 +116,7 @@ def test_logits_without_a_distribution_are_an_error_and_no_id(row: list[float]) 
         with pytest.raises(QSpecError, match="NaN or without a finite maximum"):
             probabilities(bad, params)
     with pytest.raises(QSpecError, match="NaN or without a finite maximum"):
-        most_probable(bad)
+        checked(argmax(bad))
 
 
 def test_draw_equals_the_reference_on_a_fine_grid_of_numbers() -> None:
