@@ -39,6 +39,7 @@ OPS = (
     "embedding",
     "rescore",
     "argmax",
+    "top2",
     "softmax",
     "draw",
     "draw_residual",

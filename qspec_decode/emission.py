@@ -1,4 +1,4 @@
-"""What a round of a level commits and what it tells of its drafts, and ragged rows as rectangles."""
+"""What a round of a level commits, and ragged rows as rectangles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn.functional import pad
 
-from qspec_decode.outlook import margins
+from qspec_decode.accept import greedy
 from qspec_decode.proposal import Proposal
 
 
@@ -33,7 +32,7 @@ class Emission:
     num_draft_tokens: Int64[Tensor, " rows"]
     num_accepted_tokens: Int64[Tensor, " rows"]
     probs: Float[Tensor, "rows width vocab"] | None
-    margins: Float[Tensor, "rows width"] | None = None
+    margins: list[list[float]] | None = None
 
     def on_host(self) -> "Emission":
         """The same on the CPU, by one copy, without the distributions."""
@@ -44,24 +43,32 @@ class Emission:
         return Emission(block[:, 3:], block[:, 0], block[:, 1], block[:, 2], None)
 
 
-def margins_of(logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
-    """Margins [rows, width] of `ids` in logits [sum(counts), vocab]; zeros behind each row's count."""
-    width = ids.shape[1]
-    real = torch.arange(width, device=ids.device) < counts[:, None]
-    return rectangle(margins(logits, ids[real]), counts, width)
+def compare(
+    proposal: Proposal, logits: Tensor, best: Int64[Tensor, " n"], leads: list[float]
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Decide greedily: what each row commits, and by how much each of its tokens leads.
 
+    `proposal.outlook` is told how the drafts fared.
 
-def report(proposal: Proposal, accepted: Tensor, logits: Tensor) -> None:
-    """Tell the outlook the margins that a verification gave the drafts it decided on."""
-    assert proposal.outlook is not None
-    assert proposal.margins is not None
-    k = proposal.ids.shape[1]
-    # behind the last draft there is none: what stands there is looked up and left out
-    found = margins_of(logits, pad(proposal.ids, (0, 1)), proposal.num_tokens + 1)[:, :k]
-    decided = (
-        torch.arange(k, device=logits.device) < torch.minimum(accepted + 1, proposal.num_tokens)[:, None]
-    )
-    proposal.outlook.learn(proposal.margins[decided], found[decided])
+    Parameters
+    ----------
+    logits, best, leads
+        The verifier's after every row's last token and each of its drafts, row after row; the ids of the
+        highest, and by how much those lead.
+    """
+    chosen, committed, margins, at = best.tolist(), [], [], 0
+    rows = zip(proposal.ids.tolist(), proposal.num_tokens.tolist(), strict=True)
+    for place, (ids, count) in enumerate(rows):
+        n = greedy.num_accepted(ids[:count], chosen[at:])
+        committed.append(chosen[at : at + n + 1])
+        margins.append(leads[at : at + n + 1])
+        if proposal.outlook is not None and proposal.margins is not None:
+            verified = leads[at : at + n]
+            if n < count:
+                verified.append(float(logits[at + n, ids[n]] - logits[at + n, chosen[at + n]]))
+            proposal.outlook.learn(proposal.margins[place][: len(verified)], verified)
+        at += count + 1
+    return committed, margins
 
 
 def rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
@@ -73,8 +80,10 @@ def rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
     return out
 
 
-def padded(ragged: Sequence[Sequence[int | float]], width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of numbers as [rows, width] of the type and place of `like`, zeros on the right; their counts."""
+def padded(ragged: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of numbers as a rectangle of the type and place of `like`, zeros on the right; their counts."""
+    counts = [len(row) for row in ragged]
+    width = max(counts, default=0)
     filled = [[*row, *[0] * (width - len(row))] for row in ragged]
-    counts = torch.tensor([len(row) for row in ragged])
-    return torch.tensor(filled, dtype=like.dtype).view(-1, width).to(like.device), counts.to(like.device)
+    ids = torch.tensor(filled, dtype=like.dtype).view(len(ragged), width).to(like.device)
+    return ids, torch.tensor(counts).to(like.device)

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from qspec_decode.emission import Emission
+from qspec_decode.accept import greedy
+from qspec_decode.emission import Emission, rectangle
 from qspec_decode.levels import ModelLevel
 from qspec_decode.ngram import NgramLevel
 from qspec_decode.noise import Purpose, stream, uniform_of
@@ -99,7 +100,7 @@ class FixedLevel(ModelLevel):
         proposal = self._fixed_draft(lengths, limits, most)
         drafted, k = proposal.num_tokens, proposal.ids.shape[1]
         logits = self._fixed_forward(lengths - 1, starts, k)
-        accepted, following, probs = self._accept(self._range(self.batch_size), lengths, proposal, logits)
+        accepted, following, probs = self._accept(lengths, proposal, logits)
 
         ends = lengths + accepted
         lost = ((following < 0) | (proposal.ids < 0).any(1)) & active
@@ -170,7 +171,8 @@ class FixedLevel(ModelLevel):
                     ids, everyone, last + number, self.cache, self._precision, draft_head=self._draft_head
                 )
             if numbers is None:
-                tokens.append(self._most_probable(logits))
+                # -1 where there is none, which the round finds
+                tokens.append(argmax(logits))
             else:
                 probs.append(self._probabilities(logits, params))
                 tokens.append(draw(probs[-1], numbers[:, number]))
@@ -181,9 +183,15 @@ class FixedLevel(ModelLevel):
         self._cache.valid.copy_(valid)
         return Proposal(ids, counts, torch.stack(probs, 1) if probs else None)
 
-    def _most_probable(self, logits: Tensor) -> Tensor:
-        # kept over several passes, and looked at by no one here: -1 is found by the round
-        return argmax(logits)
+    def _accept(
+        self, lengths: Tensor, proposal: Proposal, logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Decide; returns accepted counts, the following ids, and this level's distributions if sampled."""
+        if not self._run.sampling.greedy:
+            return self._accept_drawn(self._range(self.batch_size), lengths, proposal, logits)
+        drafted = proposal.num_tokens
+        target_ids = rectangle(argmax(logits), drafted + 1, proposal.ids.shape[1] + 1)
+        return *greedy.accept(proposal.ids, drafted, target_ids), None
 
     def _fixed_forward(self, last: Tensor, starts: Tensor, k: int) -> Tensor:
         """Run `lag` + 1 + k tokens of each row from `starts` on; logits [batch * (k + 1), vocab].

@@ -16,7 +16,7 @@ from qspec_decode.graphs import pool
 from qspec_decode.graphs.wanted import Wanted, captures
 from qspec_decode.noise import Purpose, RowSeed, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
-from qspec_decode.protocol import Model, device_of, give_back, most_probable
+from qspec_decode.protocol import Model, device_of, give_back, top2
 from qspec_decode.sampling import SamplingParams, checked, draw, probabilities
 from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_kernels import exclusive_threads
@@ -85,15 +85,15 @@ def generate(
     device = device_of(model)
     seeds = torch.tensor(pairs).to(device)
     cache = model.new_cache(len(prompts), roomy(capacity), precision)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    active = torch.arange(len(prompts))
+    lengths = [len(prompt) for prompt in prompts]
+    active = list(range(len(prompts)))
     logits = model.forward(
         torch.tensor([token for prompt in prompts for token in prompt]).to(device),
-        active.repeat_interleave(lengths).to(device),
-        torch.cat([torch.arange(n) for n in lengths.tolist()]).to(device),
+        torch.tensor([row for row in active for _ in prompts[row]]).to(device),
+        torch.tensor([position for length in lengths for position in range(length)]).to(device),
         cache,
         precision,
-        logits_at=(lengths.cumsum(0) - 1).to(device),
+        logits_at=(torch.tensor(lengths).cumsum(0) - 1).to(device),
         phase="prefill",
     )
     token_ids: list[list[int]] = [[] for _ in prompts]
@@ -101,30 +101,30 @@ def generate(
     prefill_seconds = 0.0
     num_steps = 0
     while True:
+        # between two passes there are numbers where that can be: a tensor's Python takes much longer
         if params.greedy:
-            tokens = checked(most_probable(model, logits, cache))
+            tokens = checked(top2(model, logits, cache)[0].tolist())
         else:
-            numbers = uniform(seeds[active.to(device)], 0, Purpose.DRAW, lengths[active, None].to(device))
-            tokens = draw(probabilities(logits, params), numbers[:, 0])
-        tokens = tokens.cpu()
-        lengths[active] += 1
-        for row, token in zip(active.tolist(), tokens.tolist(), strict=True):
+            at = torch.tensor([(row, lengths[row]) for row in active]).to(device)
+            numbers = uniform(seeds[at[:, 0]], 0, Purpose.DRAW, at[:, 1:])
+            tokens = draw(probabilities(logits, params), numbers[:, 0]).tolist()
+        for row, token in zip(active, tokens, strict=True):
             token_ids[row].append(token)
+            lengths[row] += 1
             if token in eos:
                 finish_reasons[row] = "stop"
             elif len(token_ids[row]) == params.max_new_tokens or lengths[row] == model.max_positions:
                 finish_reasons[row] = "length"
         if streamer:
             none = [0] * len(active)
-            streamer.put(active.tolist(), tokens[:, None].tolist(), none, none)
+            streamer.put(active, [[token] for token in tokens], none, none)
         if not prefill_seconds:
             prefill_seconds = time.perf_counter() - began
-        going = torch.tensor([not finish_reasons[row] for row in active.tolist()])
-        active, tokens = active[going], tokens[going]
-        if not len(active):
+        active = [row for row in active if not finish_reasons[row]]
+        if not active:
             break
-        last = (tokens, active, lengths[active] - 1)
-        logits = model.forward(*(tensor.to(device) for tensor in last), cache, precision)
+        last = torch.tensor([(token_ids[row][-1], row, lengths[row] - 1) for row in active])
+        logits = model.forward(*last.T.contiguous().to(device), cache, precision)
         num_steps += 1
     give_back(cache)
     if streamer:

@@ -15,10 +15,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from qspec_decode import protocol
-from qspec_decode.accept import greedy, standard
-from qspec_decode.emission import Emission, margins_of, padded, rectangle, report
+from qspec_decode.accept import standard
+from qspec_decode.emission import Emission, compare, padded, rectangle
 from qspec_decode.noise import Purpose, uniform
-from qspec_decode.outlook import Outlook, margins
+from qspec_decode.outlook import Outlook
 from qspec_decode.proposal import Level, Proposal, Run
 from qspec_decode.protocol import Cache, Model
 from qspec_decode.sampling import checked, draw, probabilities
@@ -103,39 +103,34 @@ class ModelLevel:
     ) -> Proposal:
         """Extend each row by `counts` tokens; fewer where positions end, or drafts are unlikely to stand."""
         counts = torch.minimum(counts, self._model.max_positions - lengths).clamp(min=0)
-        k = int(counts.max())
-        if not self._inner and k:
-            return self._draft_by_itself(rows, lengths, counts, k)
-        ids = lengths.new_zeros(len(rows), k)
-        probs = None
-        leads = None if self._outlook is None else ids.new_zeros(ids.shape, dtype=torch.float32)
-        likely = [1.0] * len(rows)
-        done = torch.zeros_like(counts)
-        while bool((left := counts - done).any()):
-            at = left.nonzero()[:, 0]
-            emission = self.round(rows[at], lengths[at] + done[at], left[at])
+        wanted = counts.tolist()
+        places = [place for place, count in enumerate(wanted) if count]
+        drafts: list[list[int]] = [[] for _ in wanted]
+        margins: list[list[float]] = [[] for _ in wanted]
+        if not self._inner and places:
+            return self._draft_by_itself(rows, lengths, wanted)
+        likely, probs = [1.0] * len(wanted), None
+        while places:
+            at = torch.tensor(places).to(rows.device)
+            done = torch.tensor([len(drafts[place]) for place in places]).to(rows.device)
+            emission = self.round(rows[at], lengths[at] + done, counts[at] - done)
             if probs is None and emission.probs is not None:
                 # every real place is filled below, and no other is read: a large vocabulary is worth that
-                probs = emission.probs.new_empty(len(rows), k, self._model.vocab_size)
-            for j in range(emission.ids.shape[1]):
-                # column j of the emission is real for the rows that emitted more than j tokens
-                real = emission.num_tokens > j
-                to = at[real]
-                ids[to, done[to] + j] = emission.ids[real, j]
+                probs = emission.probs.new_empty(len(rows), max(wanted), self._model.vocab_size)
+            found = zip(places, emission.ids.tolist(), emission.num_tokens.tolist(), strict=True)
+            for index, (place, ids, number) in enumerate(found):
+                first = len(drafts[place])
+                drafts[place] += ids[:number]
                 if probs is not None and emission.probs is not None:
-                    source = emission.probs[:, j] if len(to) == len(at) else emission.probs[real, j]
-                    probs.flatten(0, 1).index_copy_(0, to * k + done[to] + j, source)
-                if leads is not None and emission.margins is not None:
-                    leads[to, done[to] + j] = emission.margins[real, j]
-            done[at] += emission.num_tokens
-            if self._outlook and emission.margins is not None:
-                found = zip(at.tolist(), emission.margins.tolist(), emission.num_tokens.tolist(), strict=True)
-                for place, values, number in found:
-                    likely[place] *= math.prod(self._outlook.chances(values[:number]))
-                wanting = (counts > done).nonzero()[:, 0].tolist()
-                if not self._outlook.pays([likely[place] for place in wanting], len(rows)):
-                    break
-        return Proposal(ids, done, probs, leads, self._outlook)
+                    probs[place, first : first + number] = emission.probs[index, :number]
+                if self._outlook and emission.margins is not None:
+                    margins[place] += emission.margins[index]
+                    likely[place] *= math.prod(self._outlook.chances(emission.margins[index]))
+            places = [place for place in places if len(drafts[place]) < wanted[place]]
+            if self._outlook and not self._outlook.pays([likely[place] for place in places], len(rows)):
+                break
+        ids, done = padded(drafts, lengths)
+        return Proposal(ids, done, probs, margins if self._outlook else None, self._outlook)
 
     def round(
         self,
@@ -155,9 +150,16 @@ class ModelLevel:
         began = time.perf_counter()
         drafted = proposal.num_tokens
         logits = self._forward(rows, starts, lengths - 1, lengths + drafted, phase)
-        accepted, following, probs = self._accept(rows, lengths, proposal, logits)
-        if proposal.outlook is not None:
-            report(proposal, accepted, logits)
+        probs = margins = None
+        if self._run.sampling.greedy:
+            committed, margins = compare(proposal, logits, *self._choose(logits))
+            ids, num_tokens = padded(committed, lengths)
+            accepted, following = num_tokens - 1, torch.tensor([row[-1] for row in committed]).to(ids.device)
+        else:
+            accepted, following, probs = self._accept_drawn(rows, lengths, proposal, logits)
+            ids = torch.cat([proposal.ids, following[:, None]], 1)
+            ids.scatter_(1, accepted[:, None], following[:, None])
+            num_tokens = accepted + 1
 
         ends = lengths + accepted
         self._run.buffer.write(rows, ends, following)
@@ -166,10 +168,7 @@ class ModelLevel:
         if self.stats and int(limits.max()) > 1:
             self.stats.record(drafted, accepted)
             self.stats.verify_time += time.perf_counter() - began
-        ids = torch.cat([proposal.ids, following[:, None]], 1)
-        ids.scatter_(1, accepted[:, None], following[:, None])
-        leads = None if self._outlook is None else margins_of(logits, ids, drafted + 1)
-        return Emission(ids, accepted + 1, drafted, accepted, probs, leads)
+        return Emission(ids, num_tokens, drafted, accepted, probs, margins)
 
     def give_back(self) -> None:
         """End the use of all caches, here and below."""
@@ -198,61 +197,56 @@ class ModelLevel:
             self.stats.draft_time += time.perf_counter() - began
         return proposal
 
-    def _draft_by_itself(self, rows: Tensor, lengths: Tensor, counts: Tensor, k: int) -> Proposal:
+    def _draft_by_itself(self, rows: Tensor, lengths: Tensor, counts: list[int]) -> Proposal:
         """`propose` where nothing drafts for this level: a token at a time of the rows that want one more.
 
         It does what rounds without drafts do, with as little as possible beside the passes. They are short,
         and leave the processor's caches full of weights: whatever runs between them has to be fetched, so it
         is numbers, and tensors are made of them once.
         """
-        left = [count for count in counts.tolist() if count]
-        at = counts.nonzero()[:, 0]
-        places, likely, probs = at.tolist(), [1.0] * len(at), None
-        drafts: list[list[int]] = [[] for _ in range(len(rows))]
-        leads: list[list[float]] = [[] for _ in range(len(rows))]
+        places = [place for place, count in enumerate(counts) if count]
+        likely, probs = [1.0] * len(counts), None
+        drafts: list[list[int]] = [[] for _ in counts]
+        margins: list[list[float]] = [[] for _ in counts]
+        at = torch.tensor(places).to(rows.device)
         going, ends = rows[at], lengths[at]
         starts = torch.minimum(self._cache.valid[going], ends - 1)
         logits = self._forward(going, starts, ends - 1, ends, "decode")
-        for j in range(k):
+        while True:
             if self._run.sampling.greedy:
-                chosen = self._most_probable(logits)
+                chosen, leads = self._choose(logits)
             else:
                 drawn_from = self._probabilities(logits, self._run.sampling)
-                chosen = draw(drawn_from, self._noise(going, ends[:, None])[1][:, 0])
+                chosen, leads = draw(drawn_from, self._noise(going, ends[:, None])[1][:, 0]), []
                 if probs is None:
-                    probs = drawn_from.new_empty(len(rows), k, self._model.vocab_size)
-                probs[at, j] = drawn_from
+                    probs = drawn_from.new_empty(len(rows), max(counts), self._model.vocab_size)
+                probs[at, len(drafts[places[0]])] = drawn_from
             for place, token in zip(places, chosen.tolist(), strict=True):
                 drafts[place].append(token)
-            more = [i for i, count in enumerate(left) if count > j + 1]
+            more = [i for i, place in enumerate(places) if len(drafts[place]) < counts[place]]
             if self._outlook:
-                found = margins(logits, chosen).tolist()
-                for place, lead in zip(places, found, strict=True):
-                    leads[place].append(lead)
-                likely = [a * b for a, b in zip(likely, self._outlook.chances(found), strict=True)]
-                if not self._outlook.pays([likely[i] for i in more], len(rows)):
+                for place, lead, chance in zip(places, leads, self._outlook.chances(leads), strict=True):
+                    margins[place].append(lead)
+                    likely[place] *= chance
+                if not self._outlook.pays([likely[places[i]] for i in more], len(rows)):
                     break
             if not more:
                 break
-            if len(more) < len(left):
-                places, left, likely = (
-                    [places[i] for i in more],
-                    [left[i] for i in more],
-                    [likely[i] for i in more],
-                )
+            if len(more) < len(places):
+                places = [places[i] for i in more]
                 kept = torch.tensor(more).to(at.device)
                 at, going, ends, chosen = at[kept], going[kept], ends[kept], chosen[kept]
             logits = self._model.forward(
                 chosen, going, ends, self._cache.cache, self._precision, draft_head=self._draft_head
             )
             ends = ends + 1
-        ids, done = padded(drafts, k, lengths)
-        row, column = (torch.arange(k, device=ids.device) < done[:, None]).nonzero(as_tuple=True)
-        self._run.buffer.write(rows[row], lengths[row] + column, ids[row, column])
+        made = zip(rows.tolist(), lengths.tolist(), drafts, strict=True)
+        written = [(row, length + j, token) for row, length, ids in made for j, token in enumerate(ids)]
+        self._run.buffer.write(*torch.tensor(written).T.to(rows.device))
+        ids, done = padded(drafts, lengths)
         # the last draft of a row has not been fed
-        self._cache.valid[rows] = torch.where(counts > 0, lengths + done - 1, self._cache.valid[rows])
-        margin = padded(leads, k, logits)[0] if self._outlook else None
-        return Proposal(ids, done, probs, margin, self._outlook)
+        self._cache.valid[rows] = torch.where(done > 0, lengths + done - 1, self._cache.valid[rows])
+        return Proposal(ids, done, probs, margins if self._outlook else None, self._outlook)
 
     def _forward(self, rows: Tensor, starts: Tensor, wanted: Tensor, ends: Tensor, phase: str) -> Tensor:
         """Run positions starts..ends-1; logits float32 [sum(ends - wanted), vocab], rows in order."""
@@ -270,22 +264,24 @@ class ModelLevel:
         self._cache.valid[rows] = ends
         return logits
 
-    def _accept(
+    def _choose(self, logits: Tensor) -> tuple[Tensor, list[float]]:
+        """The greedy choice from each row, refused where there is none, and by how much it leads.
+
+        Good until the next pass or choice.
+        """
+        ids, values = protocol.top2(self._model, logits, self._cache.cache)
+        checked(ids.tolist())
+        return ids, [highest - second for highest, second in values.tolist()]
+
+    def _accept_drawn(
         self, rows: Tensor, lengths: Tensor, proposal: Proposal, logits: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Decide; returns accepted counts, the following ids, and this level's distributions if sampled."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decide by the standard rule: accepted counts, the following ids, this level's distributions."""
         drafted, k = proposal.num_tokens, proposal.ids.shape[1]
-        if self._run.sampling.greedy:
-            target_ids = rectangle(self._most_probable(logits), drafted + 1, k + 1)
-            return *greedy.accept(proposal.ids, drafted, target_ids), None
         probs = rectangle(self._probabilities(logits, self._run.sampling), drafted + 1, k + 1)
         coins, draws = self._noise(rows, lengths[:, None] + torch.arange(k + 1, device=lengths.device))
         accepted, following = standard.accept(proposal.ids, drafted, proposal.probs, probs, coins, draws)
         return accepted, following, probs
-
-    def _most_probable(self, logits: Tensor) -> Tensor:
-        """Greedy choices, refused where there is none; good until the next pass or choice."""
-        return checked(protocol.most_probable(self._model, logits, self._cache.cache))
 
     def _noise(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Coins for all positions [rows, n] but the last, draws for all."""

@@ -19,7 +19,6 @@ from qspec_kernels import (
     QuantizedActivation,
     RotaryEmbedding,
     UsageError,
-    argmax,
     attention,
     embedding,
     hadamard,
@@ -33,6 +32,7 @@ from qspec_kernels import (
     silu_mul,
     silu_mul_hadamard_quantize_act,
     silu_mul_quantize_act,
+    top2,
 )
 
 RESCORED = 32
@@ -162,12 +162,14 @@ class Transformer:
             return compute(*inputs)
         return cache.replay.run((precision, draft_head), compute, inputs)
 
-    def most_probable(self, logits: Float[Tensor, "wanted vocab"], cache: KVCache) -> Int[Tensor, " wanted"]:
-        """`argmax` of logits, soonest of those that the last pass over `cache` returned.
+    def top2(
+        self, logits: Float[Tensor, "wanted vocab"], cache: KVCache
+    ) -> tuple[Int[Tensor, " wanted"], Float[Tensor, "wanted 2"]]:
+        """`qspec_kernels.top2` of logits, soonest of those that the last pass over `cache` returned.
 
         Good until the next pass or choice over the same cache.
         """
-        return argmax(logits) if cache.replay is None else cache.replay.follow(argmax, logits)
+        return top2(logits) if cache.replay is None else cache.replay.follow(top2, logits)
 
     def _plan(self, precision: str) -> tuple[WeightSet, str]:
         if precision not in self.precisions:

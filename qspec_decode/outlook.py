@@ -7,10 +7,6 @@ where that is. Drafting on behind such a token is mostly wasted; behind all othe
 import math
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
-
 # what one more row adds to a verification, in passes of one row
 _ROW = 0.02
 
@@ -50,15 +46,16 @@ class Outlook:
 
     def __init__(self, threshold: float):
         self.threshold = threshold
-        self._sums = [0.0] * 6
-        first = torch.tensor(_FIRST)
-        self.learn(first[:, 0], first[:, 1])
+        self._sums = (0.0,) * 6
+        self.learn(*zip(*_FIRST, strict=True))
 
-    def learn(self, margins: Float[Tensor, " n"], verified: Float[Tensor, " n"]) -> None:
+    def learn(self, margins: Sequence[float], verified: Sequence[float]) -> None:
         """Take in drafts' margins, and beside each the verifier's margin of the same token."""
-        x, y = (m.double().clamp(-_LARGEST, _LARGEST) for m in (margins, verified))
-        found = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y]).sum(1)
-        self._sums = [a + b for a, b in zip(self._sums, found.tolist(), strict=True)]
+        # numbers and no tensors: they are few, and this runs between two passes
+        for own, other in zip(margins, verified, strict=True):
+            x, y = (max(-_LARGEST, min(m, _LARGEST)) for m in (own, other))
+            found = 1.0, x, y, x * x, x * y, y * y
+            self._sums = tuple(a + b for a, b in zip(self._sums, found, strict=True))
 
     def pays(self, likely: Sequence[float], num_rows: int) -> bool:
         """Whether another draft pays for rows whose drafts so far all stand with these chances.
@@ -75,19 +72,5 @@ class Outlook:
         sxx, sxy = xx - x * x / n, xy - x * y / n
         slope = sxy / sxx
         spread = math.sqrt((yy - y * y / n - slope * sxy) / n)
-        # numbers and no tensors: they are few, and this runs between two passes
         lines = ((min(margin, _LARGEST) - x / n) * slope + y / n for margin in margins)
         return [math.erfc(-line / spread / math.sqrt(2)) / 2 for line in lines]
-
-
-def margins(logits: Float[Tensor, "n vocab"], ids: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """By how much each id's logit leads the highest of the others; negative where another one leads."""
-    places = ids[:, None]
-    # a copy of the logits of a large vocabulary would take longer than all else here, so each is put out of
-    # the way for a moment; inference mode lets that be done to tensors made in it, too
-    with torch.inference_mode():
-        own = logits.gather(1, places)
-        logits.scatter_(1, places, -torch.inf)
-        others = logits.amax(1)
-        logits.scatter_(1, places, own)
-    return own[:, 0] - others

@@ -42,7 +42,7 @@ class Proposal:
     probs
         The distribution each was drawn from; None where nothing was drawn (greedy, n-gram).
     margins
-        By how much each leads in the level's own logits, where an outlook was asked.
+        By how much each of a row's leads in the level's own logits, where an outlook was asked.
     outlook
         Wants to be told the same margins of whoever verifies; None if nobody does.
     """
@@ -50,7 +50,7 @@ class Proposal:
     ids: Int64[Tensor, "rows k"]
     num_tokens: Int64[Tensor, " rows"]
     probs: Float[Tensor, "rows k vocab"] | None
-    margins: Float[Tensor, "rows k"] | None = None
+    margins: list[list[float]] | None = None
     outlook: Outlook | None = None
 
 

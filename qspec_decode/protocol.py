@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from qspec_kernels import argmax
+from qspec_kernels import top2 as top2_of
 
 
 @runtime_checkable
@@ -30,8 +30,7 @@ class Model(Protocol):
     ones can draft for each other even if the widths of their logits differ. It may have `device`, where
     it takes ids and returns logits; without it that is the CPU. It may have `bytes_per_pass(precision, *,
     draft_head)`, the bytes of weights that a pass reads, from which the costs of levels are compared. And it
-    may have `most_probable(logits, cache)`, which is `qspec_kernels.argmax` where it has a faster way to that
-    of the last pass.
+    may have `top2(logits, cache)`: `qspec_kernels.top2`, where it has a faster way to that of the last pass.
     """
 
     @property
@@ -97,7 +96,7 @@ class Relay:
         self.vocabulary = getattr(model, "vocabulary", None)
         self.device = device_of(model)
         self.bytes_per_pass = getattr(model, "bytes_per_pass", None)
-        self.most_probable = getattr(model, "most_probable", None)
+        self.top2 = getattr(model, "top2", None)
 
     def new_cache(self, batch_size: int, capacity: int, precision: str) -> Cache:
         """The model's own."""
@@ -120,7 +119,7 @@ def device_of(model: Model) -> torch.device:
     return getattr(model, "device", torch.device("cpu"))
 
 
-def most_probable(model: Model, logits: Tensor, cache: Cache) -> Tensor:
-    """Ids of the highest logits, each row's; -1 where `argmax` has none."""
-    own = getattr(model, "most_probable", None)
-    return argmax(logits) if own is None else own(logits, cache)
+def top2(model: Model, logits: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+    """Id of the highest logit of each row, -1 where there is none, and its two highest logits."""
+    own = getattr(model, "top2", None)
+    return top2_of(logits) if own is None else own(logits, cache)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ MAX_TOKENS = 128
 
 _MAX_PROGRAMS = 64
 
-_Function = Callable[[Tensor], Tensor]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class _Step:
     inputs: list[Tensor]
     program: Program
     out: Tensor
-    followers: dict[_Function, tuple[Program, Tensor]] = field(default_factory=dict)
+    followers: dict[Callable[[Tensor], Any], tuple[Program, Any]] = field(default_factory=dict)
 
 
 class Replay:
@@ -70,11 +71,11 @@ class Replay:
         self._latest = self._steps[key] = _Step(buffers, program, out)
         return out
 
-    def follow(self, function: _Function, out: Tensor) -> Tensor:
+    def follow(self, function: Callable[[Tensor], _Result], out: Tensor) -> _Result:
         """function(out), by a program of its own where `out` is what the last `run` returned.
 
         A pass leaves the processor's caches full of weights, and the Python of an op would have to be fetched
-        again: half a millisecond for `argmax`, a twentieth for its program. The result is good until the next
+        again: half a millisecond for `top2`, a twentieth for its program. The result is good until the next
         call.
         """
         step = self._latest

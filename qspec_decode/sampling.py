@@ -101,15 +101,15 @@ def _token_ids(given: Any) -> tuple[int, ...] | None:
     return tuple(sorted({i for i in ids if i is not None}))
 
 
-def checked(ids: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
-    """The ids that `argmax` chose.
+def checked(ids: list[int]) -> list[int]:
+    """The ids that `argmax` or `top2` chose.
 
     Raises
     ------
     QSpecError
         As `probabilities`: one is -1.
     """
-    if min(ids.flatten().tolist(), default=0) < 0:
+    if min(ids, default=0) < 0:
         raise not_finite()
     return ids
 

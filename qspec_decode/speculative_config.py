@@ -13,6 +13,8 @@ from qspec_kernels import PRECISIONS, UsageError, isa
 _ROOM = {"amx": (12, 32), "avx512bf16": (7, 16)}
 # another model is seldom right so often in a row
 _MOST_OF_ANOTHER = 4
+# and the verifier of a draft's own drafts is cheap: what a third one would save is less than what it takes
+_MOST_OF_A_DRAFTS_DRAFT = 2
 
 
 @dataclass(frozen=True)
@@ -218,11 +220,16 @@ def _precision(draft: object) -> str | None:
 def _default_k(target: str, drafts: Sequence[object], batch_size: int, *, ends_early: bool) -> list[int]:
     if not drafts:
         return []
-    first, by_bytes = 3, PRECISIONS[target].weights in ("fp32", "bf16") and isinstance(drafts[0], str)
+    below, first, by_bytes = (
+        3,
+        3,
+        PRECISIONS[target].weights in ("fp32", "bf16") and isinstance(drafts[0], str),
+    )
     if by_bytes and drafts[0] != "ngram":
         first = 4
     if ends_early and drafts[0] != "ngram" and isa() in _ROOM:
         most, rows = _ROOM[isa()]
         most = most if _precision(drafts[0]) else _MOST_OF_ANOTHER
         first = max(1, min(most, rows // batch_size - 1))
-    return [first] + [3] * (len(drafts) - 1)
+        below = _MOST_OF_A_DRAFTS_DRAFT
+    return [first] + [3 if draft == "ngram" else below for draft in drafts[1:]]

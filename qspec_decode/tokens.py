@@ -64,13 +64,11 @@ class TokenBuffer:
 
         Raises nothing: starts <= wanted < ends is the caller's invariant.
         """
-        counts = ends - starts
-        firsts = counts.cumsum(0) - counts
-        flat_rows = rows.repeat_interleave(counts)
-        positions = torch.arange(len(flat_rows), device=rows.device) + (starts - firsts).repeat_interleave(
-            counts
-        )
-        logits_at = None
-        if not torch.equal(starts, wanted):
-            logits_at = (positions >= wanted.repeat_interleave(counts)).nonzero()[:, 0]
-        return FlatTokens(self.ids[flat_rows, positions], flat_rows, positions, logits_at)
+        flat: list[tuple[int, int]] = []
+        logits_at: list[int] = []
+        for row, start, want, end in torch.stack((rows, starts, wanted, ends), 1).tolist():
+            logits_at += range(len(flat) + want - start, len(flat) + end - start)
+            flat += ((row, position) for position in range(start, end))
+        flat_rows, positions = torch.tensor(flat).T.contiguous().to(rows.device)
+        at = None if len(logits_at) == len(flat) else torch.tensor(logits_at).to(rows.device)
+        return FlatTokens(self.ids[flat_rows, positions], flat_rows, positions, at)

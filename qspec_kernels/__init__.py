@@ -41,6 +41,7 @@ from qspec_kernels.ops.silu_mul_hadamard_quantize_act import (
 )
 from qspec_kernels.ops.silu_mul_quantize_act import silu_mul_quantize_act as silu_mul_quantize_act
 from qspec_kernels.ops.softmax import softmax as softmax
+from qspec_kernels.ops.top2 import top2 as top2
 from qspec_kernels.precision import PRECISIONS as PRECISIONS
 from qspec_kernels.precision import Precision as Precision
 from qspec_kernels.precision import precision as precision

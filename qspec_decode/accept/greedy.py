@@ -1,5 +1,7 @@
 """Greedy rule: a draft stands while it equals the target's own choice (design section 3)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -33,3 +35,9 @@ def accept(
     stands = (draft_ids == target_ids[:, :k]) & real
     num_accepted = stands.long().cumprod(1).sum(1)
     return num_accepted, target_ids.gather(1, num_accepted[:, None])[:, 0]
+
+
+def num_accepted(draft_ids: Sequence[int], target_ids: Sequence[int]) -> int:
+    """The number that `accept` finds for one row, whose drafts are all real."""
+    pairs = zip(draft_ids, target_ids, strict=False)
+    return next((n for n, (draft, chosen) in enumerate(pairs) if draft != chosen), len(draft_ids))

@@ -75,9 +75,9 @@ class Warm:
         ids, rows, positions = (tensor[:tokens] for tensor in inputs)
         return self.model.forward(ids, rows, positions, self.cache, kind.precision, draft_head=kind.draft)
 
-    def choose(self, kind: Pass) -> torch.Tensor:
+    def choose(self, kind: Pass) -> list[int]:
         """The tokens that such a pass makes greedy decoding commit."""
-        return checked(self.model.most_probable(self.forward(kind), self.cache))
+        return checked(self.model.top2(self.forward(kind), self.cache)[0].tolist())
 
     def program(self, kind: Pass) -> Program | None:
         """What such a pass replays; None where passes are not recorded."""

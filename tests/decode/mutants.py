@@ -13,7 +13,7 @@ from qspec_decode.levels import ModelLevel
 from qspec_decode.noise import Purpose
 from qspec_decode.sampling import draw
 
-_accept, _uniform, _decide = standard.accept, levels.uniform, ModelLevel._accept
+_accept, _uniform, _decide = standard.accept, levels.uniform, ModelLevel._accept_drawn
 Mutation = AbstractContextManager[Any]
 
 
@@ -56,7 +56,7 @@ def bonus_from_draft() -> Mutation:
             logits = logits.index_copy(0, last, torch.where(drafted[:, None] > 0, q, logits[last]))
         return _decide(self, rows, lengths, proposal, logits)
 
-    return patch.object(ModelLevel, "_accept", decide)
+    return patch.object(ModelLevel, "_accept_drawn", decide)
 
 
 def coin_reused() -> Mutation:
@@ -87,7 +87,7 @@ def inner_resamples() -> Mutation:
         with patch.object(standard, "accept", _without_residual if self._index == 1 else _accept):
             return _decide(self, rows, lengths, proposal, logits)
 
-    return patch.object(ModelLevel, "_accept", decide)
+    return patch.object(ModelLevel, "_accept_drawn", decide)
 
 
 def inner_declares_draft() -> Mutation:
@@ -99,7 +99,7 @@ def inner_declares_draft() -> Mutation:
             probs = torch.cat([proposal.probs, probs[:, -1:]], 1)
         return accepted, following, probs
 
-    return patch.object(ModelLevel, "_accept", decide)
+    return patch.object(ModelLevel, "_accept_drawn", decide)
 
 
 def no_rollback() -> Mutation:

@@ -28,6 +28,8 @@ def test_greedy_accepts_up_to_the_first_difference_in_every_row(k: int, padding:
             drafts[row, agree] = 3
     accepted, following = greedy.accept(drafts, torch.tensor([d for d, _ in cases]), target)
     assert accepted.tolist() == [agree for _, agree in cases]
+    rows = zip(drafts.tolist(), target.tolist(), cases, strict=True)
+    assert [greedy.num_accepted(d[:n], t) for d, t, (n, _) in rows] == accepted.tolist()
     assert following.tolist() == [10 + agree for _, agree in cases]
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from qspec_decode import fixed
 from qspec_decode.fixed import FixedLevel
 from qspec_decode.graphs.round import Round
-from qspec_decode.levels import ModelLevel
 from tests.decode.graph_cases import Case, same, tokens_of_rounds_too_many
 
 
@@ -66,12 +65,12 @@ def _noise_of_the_round_before(patch: pytest.MonkeyPatch) -> None:
 
 
 def _verified_one_too_early(patch: pytest.MonkeyPatch) -> None:
-    accept = ModelLevel._accept
+    accept = FixedLevel._accept
 
-    def mutant(self: Any, rows: Tensor, lengths: Tensor, proposal: Any, logits: Tensor) -> Any:
-        return accept(self, rows, lengths, proposal, logits.roll(1, 0))
+    def mutant(self: Any, lengths: Tensor, proposal: Any, logits: Tensor) -> Any:
+        return accept(self, lengths, proposal, logits.roll(1, 0))
 
-    patch.setattr(ModelLevel, "_accept", mutant)
+    patch.setattr(FixedLevel, "_accept", mutant)
 
 
 @pytest.mark.parametrize("mutant", [_finished_rows_commit, _end_of_text_overlooked])

@@ -145,6 +145,8 @@ def _vocabularies(rng: torch.Generator) -> None:
         qk.argmax(x)
         # the best id is the last one
         qk.argmax(torch.arange(float(m * n)).view(m, n))
+        qk.top2(x)
+        qk.top2(torch.arange(float(m * n)).view(m, n))
         p = qk.softmax(x, 0.8)
         q = p.roll(1, 1)
         qk.draw(p, numbers)

@@ -39,7 +39,7 @@ def test_every_library_has_every_op(backend):
         for path in files("qspec_kernels.backends.torch").iterdir()
         if path.name.endswith(".py") and not path.name.startswith("_")
     }
-    assert len(torch_ops) == 25
+    assert len(torch_ops) == 26
     for op in torch_ops:
         assert f"cpp ({backend})" in qk.explain(op)
 

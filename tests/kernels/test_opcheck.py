@@ -74,6 +74,7 @@ def samples(name: str) -> list[tuple]:
             (turned.bfloat16(), None, 24, 4, 7, 0.9),
         ],
         "argmax": [(x,), (turned.double(),)],
+        "top2": [(x,), (turned.double(),)],
         "softmax": [(x, 0.7), (turned.double(), 1.0)],
         "draw": [
             (weight.abs(), uniforms, None, None),
@@ -116,7 +117,7 @@ def test_opcheck(name):
 
 
 def test_every_op_has_samples():
-    assert len(NAMES) == 21
+    assert len(NAMES) == 22
     assert all(samples(name) for name in NAMES)
 
 

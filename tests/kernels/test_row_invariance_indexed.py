@@ -148,6 +148,7 @@ def choices() -> dict[str, Rowwise]:
 
     return {
         "argmax": qk.argmax,
+        "top2": lambda x: qk.top2(x)[1],
         "softmax": lambda x: qk.softmax(x, 0.7),
         "draw": lambda x: qk.draw(
             x.abs().flip(0), number_of(x), rows=turned(x), without=index_of(x, x.shape[1])

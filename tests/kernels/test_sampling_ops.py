@@ -1,4 +1,4 @@
-"""`argmax`, `softmax`, `draw`, `draw_residual`: against the reference, at the borders of pieces, by rows."""
+"""Choices and draws: against the reference, at the borders of pieces, by rows."""
 
 import pytest
 import torch
@@ -187,13 +187,14 @@ def test_rows_depend_neither_on_each_other_nor_on_threads(backend, rng):
     n, m = 3 * PIECE + 5, 7
     x, number = torch.randn(m, n, generator=rng) * 2, torch.rand(m, generator=rng, dtype=torch.float64)
     torch.set_num_threads(1)
-    ids, p = qk.argmax(x), qk.softmax(x, 0.8)
+    ids, two, p = qk.argmax(x), qk.top2(x), qk.softmax(x, 0.8)
     q = qk.softmax(x.roll(1, 1), 0.8)
     drawn, left = qk.draw(p, number), qk.draw_residual(p, q, number)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         for rows in (slice(0, m), slice(0, 1), slice(4, 5), slice(2, 7)):
             assert same_bits(qk.argmax(x[rows]), ids[rows])
+            assert all(same_bits(a, b[rows]) for a, b in zip(qk.top2(x[rows]), two, strict=True))
             assert same_bits(qk.softmax(x[rows], 0.8), p[rows])
             assert same_bits(qk.draw(p[rows], number[rows]), drawn[rows])
             assert same_bits(qk.draw_residual(p[rows], q[rows], number[rows]), left[rows])
@@ -239,6 +240,7 @@ def test_a_residual_that_is_not_cut_is_noticed(mutate):
     ("call", "message"),
     [
         (lambda w, u: qk.argmax(w.bfloat16()), "logits is torch.bfloat16; expected float32 or float64"),
+        (lambda w, u: qk.top2(w.half()), "logits is torch.float16; expected float32 or float64"),
         (lambda w, u: qk.softmax(w, 0.0), "temperature is 0.0; expected a finite number above 0"),
         (lambda w, u: qk.softmax(w.half()), "logits is torch.float16"),
         (lambda w, u: qk.draw(w, u.float()), "uniforms is torch.float32; expected float64"),
