@@ -40,7 +40,10 @@ struct Call {
     int64_t window, tokens, heads, kv_heads, capacity, dim;
 };
 
-// Scratch of one thread: `wide` is the head dimension rounded up to whole lanes.
+// Head dimensions in whole pairs of registers.
+inline int64_t rounded_up(int64_t dim) { return (dim + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes); }
+
+// Scratch of one thread: `wide` is the head dimension rounded up to two registers of lanes.
 struct Work {
     float *q, *sum, *keys, *values;
 
@@ -51,9 +54,9 @@ struct Work {
 
 // One query's running softmax and the keys of the present block that it sees: [lo, hi).
 struct Query {
+    alignas(64) float weight[kBlock];
     float best = -INFINITY, total = 0, keep = 0;
     int lo = 0, hi = 0;
-    float weight[kBlock];
 };
 
 template <class T>
@@ -62,55 +65,124 @@ inline f32 load_or_zero(const T* row, int64_t d, int64_t dim) {
     return left >= kLanes ? load(row + d) : left > 0 ? load_first(row + d, static_cast<int>(left)) : zero();
 }
 
-// keys[d, j] and values[j, d] of one block; keys and features beyond the given ones are zero.
+// Two registers of consecutive features. Those of bf16 come as pairs, of which one register takes the first
+// and the other the second ones; `in_order` undoes that.
+inline void load_two(const float* row, f32& a, f32& b) {
+    a = load(row);
+    b = load(row + kLanes);
+}
+inline void load_two(const uint16_t* row, f32& a, f32& b) {
+    const i32 pairs = load_bits(row);
+    a = from_bits(shift_left<16>(pairs));
+    b = from_bits(bit_and(pairs, set1(static_cast<int32_t>(0xffff0000))));
+}
+
+// Rows of whole registers: the cache's own, or where those are none a copy in `room` with zeros behind them.
 template <class T>
-void load_block(const T* k, const T* v, int count, int64_t dim, int64_t wide, const Work& work) {
+const T* whole_rows(const T* rows, int count, int64_t dim, int64_t wide, float* room) {
+    if (dim == wide) return rows;
+    T* copy = reinterpret_cast<T*>(room);
+    for (int j = 0; j < count; ++j) {
+        memcpy(copy + j * wide, rows + j * dim, sizeof(T) * dim);
+        memset(copy + j * wide + dim, 0, sizeof(T) * (wide - dim));
+    }
+    return copy;
+}
+
+// keys[d, j] of one block; keys beyond the given ones are zero.
+void transpose_keys(const float* k, int count, int64_t wide, float* keys) {
     for (int j = 0; j < kBlock; j += kLanes)
         for (int64_t d = 0; d < wide; d += kLanes) {
             f32 square[kLanes];
             for (int i = 0; i < kLanes; ++i)
-                square[i] = j + i < count ? load_or_zero(k + (j + i) * dim, d, dim) : zero();
+                square[i] = j + i < count ? load(k + (j + i) * wide + d) : zero();
             if (j < count) transpose(square);
-            for (int i = 0; i < kLanes; ++i) store(work.keys + (d + i) * kBlock + j, square[i]);
+            for (int i = 0; i < kLanes; ++i) store(keys + (d + i) * kBlock + j, square[i]);
         }
-    for (int j = 0; j < count; ++j)
-        for (int64_t d = 0; d < wide; d += kLanes)
-            store(work.values + j * wide + d, load_or_zero(v + j * dim, d, dim));
+}
+// Pairs of features stay together, so half as much is to be transposed.
+void transpose_keys(const uint16_t* k, int count, int64_t wide, float* keys) {
+    for (int j = 0; j < kBlock; j += kLanes)
+        for (int64_t d = 0; d < wide; d += 2 * kLanes) {
+            f32 square[kLanes];
+            for (int i = 0; i < kLanes; ++i)
+                square[i] = j + i < count ? from_bits(load_bits(k + (j + i) * wide + d)) : zero();
+            if (j < count) transpose(square);
+            for (int i = 0; i < kLanes; ++i) {
+                const i32 pairs = bits(square[i]);
+                float* to = keys + (d + 2 * i) * kBlock + j;
+                store(to, from_bits(shift_left<16>(pairs)));
+                store(to + kBlock, from_bits(bit_and(pairs, set1(static_cast<int32_t>(0xffff0000)))));
+            }
+        }
 }
 
+// Asks for a block of rows before it is needed.
+template <class T>
+inline void prefetch_rows(const T* rows, int64_t count, int64_t dim) {
+    const char* first = reinterpret_cast<const char*>(rows);
+    for (int64_t at = 0; at < count * dim * static_cast<int64_t>(sizeof(T)); at += 64)
+        __builtin_prefetch(first + at, 0, 2);
+}
+
+// The innermost loops are functions of their own: inlined several times into one function GCC keeps their
+// registers in memory.
+#define QSPEC_OWN_REGISTERS __attribute__((noinline))
+
 template <int kCount>
-void score(const Work& work, Query* queries, int first, int64_t wide, float scale) {
+QSPEC_OWN_REGISTERS void score(const Work& work, Query* queries, int first, int64_t wide, float scale) {
     f32 sum[kCount][kParts];
+#pragma GCC unroll 8
     for (int q = 0; q < kCount; ++q)
+#pragma GCC unroll 8
         for (int p = 0; p < kParts; ++p) sum[q][p] = zero();
     for (int64_t d = 0; d < wide; ++d) {
         f32 keys[kParts];
+#pragma GCC unroll 8
         for (int p = 0; p < kParts; ++p) keys[p] = load(work.keys + d * kBlock + p * kLanes);
+#pragma GCC unroll 8
         for (int q = 0; q < kCount; ++q) {
             const f32 x = set1(work.q[(first + q) * wide + d]);
+#pragma GCC unroll 8
             for (int p = 0; p < kParts; ++p) sum[q][p] = fma(x, keys[p], sum[q][p]);
         }
     }
+#pragma GCC unroll 8
     for (int q = 0; q < kCount; ++q)
+#pragma GCC unroll 8
         for (int p = 0; p < kParts; ++p)
             store(queries[first + q].weight + p * kLanes, mul(sum[q][p], set1(scale)));
 }
 
+// 0, 1, 2, ...: the keys of a block.
+struct Numbers {
+    alignas(64) float number[kBlock];
+    constexpr Numbers() : number() {
+        for (int j = 0; j < kBlock; ++j) number[j] = static_cast<float>(j);
+    }
+};
+constexpr Numbers kKeys;
+
 // Scores become weights relative to the largest score so far; `keep` rescales what was summed before.
 void soften(Query& query) {
-    float* w = query.weight;
-    for (int j = 0; j < query.lo; ++j) w[j] = -INFINITY;
-    for (int j = query.hi; j < kBlock; ++j) w[j] = -INFINITY;
-    f32 largest = load(w);
-    for (int p = 1; p < kParts; ++p) largest = max(largest, load(w + p * kLanes));
+    f32 parts[kParts];
+    for (int p = 0; p < kParts; ++p) parts[p] = load(query.weight + p * kLanes);
+    if (query.lo > 0 || query.hi < kBlock) {
+        const f32 lo = set1(static_cast<float>(query.lo)), hi = set1(static_cast<float>(query.hi));
+        for (int p = 0; p < kParts; ++p) {
+            const f32 key = load(kKeys.number + p * kLanes), unseen = set1(-INFINITY);
+            parts[p] = if_less(key, lo, unseen, if_less(key, hi, parts[p], unseen));
+        }
+    }
+    f32 largest = parts[0];
+    for (int p = 1; p < kParts; ++p) largest = max(largest, parts[p]);
     const float block_best = reduce_max(largest);
     const float best = query.best > block_best ? query.best : block_best;
     float factor[kLanes];
     store(factor, exp(set1(query.best - best)));
-    f32 parts[kParts];
     for (int p = 0; p < kParts; ++p) {
-        parts[p] = exp(sub(load(w + p * kLanes), set1(best)));
-        store(w + p * kLanes, parts[p]);
+        parts[p] = exp(sub(parts[p], set1(best)));
+        store(query.weight + p * kLanes, parts[p]);
     }
     query.keep = factor[0];
     query.best = best;
@@ -118,35 +190,45 @@ void soften(Query& query) {
         query.total * query.keep + reduce_add(add(add(parts[0], parts[1]), add(parts[2], parts[3])));
 }
 
-// sum = sum * keep + weights . values, for kCount queries that see the same keys, kWide registers of
+// sum = sum * keep + weights . values, for kCount queries that see the same keys, 2 * kTwos registers of
 // features.
-template <int kCount, int kWide>
-void gather(const Work& work, const Query* queries, int first, int64_t wide, int64_t d) {
-    f32 sum[kCount][kWide];
+template <int kCount, int kTwos, class T>
+QSPEC_OWN_REGISTERS void gather(const Work& work, const T* values, const Query* queries, int first,
+                                int64_t wide, int64_t d) {
+    f32 sum[kCount][2 * kTwos];
+#pragma GCC unroll 8
     for (int q = 0; q < kCount; ++q)
-        for (int i = 0; i < kWide; ++i)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * kTwos; ++i)
             sum[q][i] =
                 mul(load(work.sum + (first + q) * wide + d + i * kLanes), set1(queries[first + q].keep));
     for (int j = queries[first].lo; j < queries[first].hi; ++j) {
-        f32 values[kWide];
-        for (int i = 0; i < kWide; ++i) values[i] = load(work.values + j * wide + d + i * kLanes);
+        f32 value[2 * kTwos];
+#pragma GCC unroll 8
+        for (int i = 0; i < kTwos; ++i)
+            load_two(values + j * wide + d + 2 * i * kLanes, value[2 * i], value[2 * i + 1]);
+#pragma GCC unroll 8
         for (int q = 0; q < kCount; ++q) {
             const f32 weight = set1(queries[first + q].weight[j]);
-            for (int i = 0; i < kWide; ++i) sum[q][i] = fma(weight, values[i], sum[q][i]);
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * kTwos; ++i) sum[q][i] = fma(weight, value[i], sum[q][i]);
         }
     }
+#pragma GCC unroll 8
     for (int q = 0; q < kCount; ++q)
-        for (int i = 0; i < kWide; ++i) store(work.sum + (first + q) * wide + d + i * kLanes, sum[q][i]);
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * kTwos; ++i) store(work.sum + (first + q) * wide + d + i * kLanes, sum[q][i]);
 }
 
-template <int kCount>
-void gather_features(const Work& work, const Query* queries, int first, int64_t wide) {
+template <int kCount, class T>
+void gather_features(const Work& work, const T* values, const Query* queries, int first, int64_t wide) {
     int64_t d = 0;
-    for (; d + 4 * kLanes <= wide; d += 4 * kLanes) gather<kCount, 4>(work, queries, first, wide, d);
-    for (; d < wide; d += kLanes) gather<kCount, 1>(work, queries, first, wide, d);
+    for (; d + 4 * kLanes <= wide; d += 4 * kLanes) gather<kCount, 2>(work, values, queries, first, wide, d);
+    for (; d < wide; d += 2 * kLanes) gather<kCount, 1>(work, values, queries, first, wide, d);
 }
 
-void step(const Work& work, Query* queries, int count, int64_t wide, float scale) {
+template <class T>
+void step(const Work& work, const T* values, Query* queries, int count, int64_t wide, float scale) {
     int q = 0;
     for (; q + kJoint <= count; q += kJoint) score<kJoint>(work, queries, q, wide, scale);
     for (; q < count; ++q) score<1>(work, queries, q, wide, scale);
@@ -160,18 +242,31 @@ void step(const Work& work, Query* queries, int count, int64_t wide, float scale
             ++alike;
         if (first.lo < first.hi) {
             if (alike == kJoint) {
-                gather_features<kJoint>(work, queries, q, wide);
+                gather_features<kJoint>(work, values, queries, q, wide);
             } else {
-                for (int i = 0; i < alike; ++i) gather_features<1>(work, queries, q + i, wide);
+                for (int i = 0; i < alike; ++i) gather_features<1>(work, values, queries, q + i, wide);
             }
         }
         q += alike;
     }
 }
 
+// A row of sums with its features in their order, in `room` where that is another one.
+template <class T>
+const float* in_order(const float* row, int64_t wide, float* room) {
+    if (sizeof(T) == sizeof(float)) return row;
+    for (int64_t d = 0; d < wide; d += 2 * kLanes)
+        for (int i = 0; i < kLanes; ++i) {
+            room[d + 2 * i] = row[d + i];
+            room[d + 2 * i + 1] = row[d + kLanes + i];
+        }
+    return room;
+}
+
 // Tokens [begin, end) of one cache row, `group` heads from `head` on, which share one kv head.
+template <class T>
 void attend(const Call& call, const Work& work, int64_t begin, int64_t end, int64_t head, int64_t group) {
-    const int64_t dim = call.dim, wide = (dim + kLanes - 1) / kLanes * kLanes;
+    const int64_t dim = call.dim, wide = rounded_up(dim);
     const int64_t kv_head = head / (call.heads / call.kv_heads);
     const int count = static_cast<int>((end - begin) * group);
     Query queries[kQueries];
@@ -194,25 +289,27 @@ void attend(const Call& call, const Work& work, int64_t begin, int64_t end, int6
     for (int64_t key = first_key / kBlock * kBlock; key <= last_key; key += kBlock) {
         const int loaded = static_cast<int>(last_key + 1 - key < kBlock ? last_key + 1 - key : kBlock);
         const int64_t at = ((call.rows[begin] * call.kv_heads + kv_head) * call.capacity + key) * dim;
-        if (call.cache_bf16) {
-            load_block(static_cast<const uint16_t*>(call.k_cache) + at,
-                       static_cast<const uint16_t*>(call.v_cache) + at, loaded, dim, wide, work);
-        } else {
-            load_block(static_cast<const float*>(call.k_cache) + at,
-                       static_cast<const float*>(call.v_cache) + at, loaded, dim, wide, work);
+        const T *k = static_cast<const T*>(call.k_cache) + at, *v = static_cast<const T*>(call.v_cache) + at;
+        if (key + kBlock <= last_key) {
+            const int64_t next = last_key + 1 - key - kBlock;
+            prefetch_rows(k + kBlock * dim, next < kBlock ? next : kBlock, dim);
+            prefetch_rows(v + kBlock * dim, next < kBlock ? next : kBlock, dim);
         }
+        transpose_keys(whole_rows(k, loaded, dim, wide, work.values), loaded, wide, work.keys);
+        const T* values = whole_rows(v, loaded, dim, wide, work.values);
         for (int q = 0; q < count; ++q) {
             const int64_t position = call.positions[begin + q / group];
             const int64_t start = call.window > 0 && position >= call.window ? position - call.window + 1 : 0;
             queries[q].lo = static_cast<int>(start > key ? (start - key < kBlock ? start - key : kBlock) : 0);
             queries[q].hi = static_cast<int>(position + 1 - key < kBlock ? position + 1 - key : kBlock);
         }
-        step(work, queries, count, wide, call.scale);
+        step(work, values, queries, count, wide, call.scale);
     }
     for (int q = 0; q < count; ++q) {
         const int64_t to = ((begin + q / group) * call.heads + head + q % group) * dim;
+        const float* row = in_order<T>(work.sum + q * wide, wide, work.keys);
         for_lanes(dim, [&](int64_t d, int n) {
-            const f32 value = div(load(work.sum + q * wide + d), set1(queries[q].total));
+            const f32 value = div(load(row + d), set1(queries[q].total));
             if (call.bf16) {
                 store_lanes(static_cast<uint16_t*>(call.out) + to + d, value, n);
             } else {
@@ -231,7 +328,7 @@ QSPEC_EXPORT int qspec_attention(void* out, const void* q, int64_t bf16, const v
                                  int64_t dim, int64_t threads) {
     if (!slots_inside({batch, kv_heads, capacity, dim}, rows, positions, tokens)) return kOutOfRange;
     const int64_t group = heads / kv_heads, slots = threads < 1 ? 1 : threads;
-    const int64_t wide = (dim + kLanes - 1) / kLanes * kLanes;
+    const int64_t wide = rounded_up(dim);
     const int64_t together = group < kQueries ? group : kQueries;  // heads of one task
     const int64_t parts = (group + together - 1) / together, most = kQueries / together;
     Scratch<float> work(slots * Work::floats(wide));
@@ -249,17 +346,18 @@ QSPEC_EXPORT int qspec_attention(void* out, const void* q, int64_t bf16, const v
     const bool share = keys * heads * dim > 65536;
     // The last tiles of a prompt see the most keys: they go first.
     const int64_t head_tasks = kv_heads * parts;
-    parallel_ranges(tiles * head_tasks, 1, share ? threads : 1,
-                    [&](int64_t begin, int64_t end, int64_t slot) {
-                        const Work mine(work.get() + slot * Work::floats(wide), wide);
-                        for (int64_t i = begin; i < end; ++i) {
-                            const int64_t tile = tiles - 1 - i / head_tasks, part = i % parts;
-                            const int64_t head = i % head_tasks / parts * group + part * together;
-                            const int64_t left = group - part * together;
-                            attend(call, mine, starts.get()[tile], starts.get()[tile + 1], head,
-                                   left < together ? left : together);
-                        }
-                    });
+    parallel_ranges(
+        tiles * head_tasks, 1, share ? threads : 1, [&](int64_t begin, int64_t end, int64_t slot) {
+            const Work mine(work.get() + slot * Work::floats(wide), wide);
+            for (int64_t i = begin; i < end; ++i) {
+                const int64_t tile = tiles - 1 - i / head_tasks, part = i % parts;
+                const int64_t head = i % head_tasks / parts * group + part * together;
+                const int64_t left = group - part * together;
+                (call.cache_bf16 ? attend<uint16_t> : attend<float>)(call, mine, starts.get()[tile],
+                                                                     starts.get()[tile + 1], head,
+                                                                     left < together ? left : together);
+            }
+        });
     return kDone;
 }
 
