@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from qspec_decode.accept import greedy
@@ -13,38 +13,29 @@ from qspec_decode.proposal import Proposal
 
 @dataclass(frozen=True)
 class Emission:
-    """Tokens that one round of a level committed, in the form of `Proposal`, and how they came about.
+    """Tokens that one round of a level committed, and how they came about.
 
     Parameters
     ----------
-    ids, num_tokens
-        Committed ids padded on the right, and their number, 1..k+1.
+    ids
+        Committed ids of each row, 1..k+1.
     num_draft_tokens, num_accepted_tokens
         Per row, how many drafts there were and how many stood.
     probs
-        The level's own distribution at every committed position; None when greedy.
+        The level's own distribution at every committed position, [rows, k+1, vocab]; None when greedy.
     margins
-        By how much each committed token leads in the level's own logits; None unless an outlook asks for it.
+        By how much each committed token leads in the level's own logits; None when sampled.
     """
 
-    ids: Int64[Tensor, "rows width"]
-    num_tokens: Int64[Tensor, " rows"]
-    num_draft_tokens: Int64[Tensor, " rows"]
-    num_accepted_tokens: Int64[Tensor, " rows"]
-    probs: Float[Tensor, "rows width vocab"] | None
+    ids: list[list[int]]
+    num_draft_tokens: list[int]
+    num_accepted_tokens: list[int]
+    probs: Float[Tensor, "rows width vocab"] | None = None
     margins: list[list[float]] | None = None
-
-    def on_host(self) -> "Emission":
-        """The same on the CPU, by one copy, without the distributions."""
-        if self.ids.device.type == "cpu":
-            return self
-        counts = (self.num_tokens, self.num_draft_tokens, self.num_accepted_tokens)
-        block = torch.cat([torch.stack(counts, 1), self.ids], 1).cpu()
-        return Emission(block[:, 3:], block[:, 0], block[:, 1], block[:, 2], None)
 
 
 def compare(
-    proposal: Proposal, logits: Tensor, best: Int64[Tensor, " n"], leads: list[float]
+    proposal: Proposal, logits: Tensor, best: list[int], values: list[list[float]]
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Decide greedily: what each row commits, and by how much each of its tokens leads.
 
@@ -52,22 +43,22 @@ def compare(
 
     Parameters
     ----------
-    logits, best, leads
+    logits, best, values
         The verifier's after every row's last token and each of its drafts, row after row; the ids of the
-        highest, and by how much those lead.
+        highest, and the two highest.
     """
-    chosen, committed, margins, at = best.tolist(), [], [], 0
-    rows = zip(proposal.ids.tolist(), proposal.num_tokens.tolist(), strict=True)
-    for place, (ids, count) in enumerate(rows):
-        n = greedy.num_accepted(ids[:count], chosen[at:])
-        committed.append(chosen[at : at + n + 1])
+    leads = [highest - second for highest, second in values]
+    committed, margins, at = [], [], 0
+    for place, ids in enumerate(proposal.ids):
+        n = greedy.num_accepted(ids, best[at:])
+        committed.append(best[at : at + n + 1])
         margins.append(leads[at : at + n + 1])
         if proposal.outlook is not None and proposal.margins is not None:
             verified = leads[at : at + n]
-            if n < count:
-                verified.append(float(logits[at + n, ids[n]] - logits[at + n, chosen[at + n]]))
+            if n < len(ids):
+                verified.append(float(logits[at + n, ids[n]]) - values[at + n][0])
             proposal.outlook.learn(proposal.margins[place][: len(verified)], verified)
-        at += count + 1
+        at += len(ids) + 1
     return committed, margins
 
 
@@ -80,10 +71,10 @@ def rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
     return out
 
 
-def padded(ragged: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of numbers as a rectangle of the type and place of `like`, zeros on the right; their counts."""
+def padded(ragged: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids as a rectangle, zeros on the right, and how many each has."""
     counts = [len(row) for row in ragged]
     width = max(counts, default=0)
     filled = [[*row, *[0] * (width - len(row))] for row in ragged]
-    ids = torch.tensor(filled, dtype=like.dtype).view(len(ragged), width).to(like.device)
-    return ids, torch.tensor(counts).to(like.device)
+    ids = torch.tensor(filled, dtype=torch.int64).view(len(ragged), width)
+    return ids.to(device), torch.tensor(counts).to(device)

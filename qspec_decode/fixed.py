@@ -5,28 +5,49 @@ without a meaning stand behind its last one: no token looks at later positions, 
 other, so what is real comes out the same bit for bit.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from qspec_decode.accept import greedy
-from qspec_decode.emission import Emission, rectangle
+from qspec_decode.emission import rectangle
 from qspec_decode.levels import ModelLevel
 from qspec_decode.ngram import NgramLevel
 from qspec_decode.noise import Purpose, stream, uniform_of
-from qspec_decode.proposal import Proposal
+from qspec_decode.proposal import Drafts
 from qspec_decode.protocol import Cache
 from qspec_decode.sampling import draw, unchecked_probabilities
 from qspec_decode.stats import SpecDecodingStats
 from qspec_kernels import argmax
 
 
+@dataclass(frozen=True)
+class Block:
+    """What a round of fixed shape commits: an `Emission` where the model is.
+
+    Parameters
+    ----------
+    ids, num_tokens
+        Committed ids padded on the right, and their number.
+    num_draft_tokens, num_accepted_tokens, probs
+        As in `Emission`.
+    """
+
+    ids: Int64[Tensor, "rows width"]
+    num_tokens: Int64[Tensor, " rows"]
+    num_draft_tokens: Int64[Tensor, " rows"]
+    num_accepted_tokens: Int64[Tensor, " rows"]
+    probs: Float[Tensor, "rows width vocab"] | None
+
+
 class FixedLevel(ModelLevel):
     """A `ModelLevel` that can also run rounds of fixed shapes, over the same cache and buffer.
 
-    Parameters are those of `ModelLevel`; `connect` and `restart` come before the first fixed round.
+    Parameters are those of `ModelLevel`; `connect`, `restart` and, behind the last other round, `begin` come
+    before the first fixed round.
     """
 
     _probabilities = staticmethod(unchecked_probabilities)
@@ -79,7 +100,7 @@ class FixedLevel(ModelLevel):
 
     def restart(self) -> None:
         """Forget what has been computed, here and below, start new statistics and read the seeds."""
-        self._cache.valid.zero_()
+        self._cache.valid[:] = [0] * self.batch_size
         for state, purpose in zip(self._streams, (Purpose.COIN, Purpose.DRAW), strict=True):
             state.copy_(stream(self._run.seeds, self._index, purpose))
         if self.stats:
@@ -87,16 +108,22 @@ class FixedLevel(ModelLevel):
         if isinstance(self.below, FixedLevel):
             self.below.restart()
 
+    def begin(self) -> None:
+        """Go on in fixed rounds, here and below."""
+        self._cache.fixed.copy_(torch.tensor(self._cache.valid))
+        if isinstance(self.below, FixedLevel):
+            self.below.begin()
+
     def fixed_round(
         self, lengths: Int64[Tensor, " batch"], limits: Int64[Tensor, " batch"], most: int
-    ) -> tuple[Emission, Bool[Tensor, " batch"]]:
+    ) -> tuple[Block, Bool[Tensor, " batch"]]:
         """As `round` for all rows; one whose limit is 0 commits nothing. No limit exceeds `most`.
 
         Also returns which rows met logits that no token can be chosen from.
         """
         active = limits > 0
         # lower levels move `valid` on past this level's own tokens, so the start is taken first
-        starts = torch.minimum(self._cache.valid, lengths - 1)
+        starts = torch.minimum(self._cache.fixed, lengths - 1)
         proposal = self._fixed_draft(lengths, limits, most)
         drafted, k = proposal.num_tokens, proposal.ids.shape[1]
         logits = self._fixed_forward(lengths - 1, starts, k)
@@ -105,18 +132,18 @@ class FixedLevel(ModelLevel):
         ends = lengths + accepted
         lost = ((following < 0) | (proposal.ids < 0).any(1)) & active
         self._run.buffer.ids.scatter_(1, ends[:, None], following.clamp(min=0)[:, None])
-        self._cache.valid.copy_(torch.where(active, ends, self._cache.valid))
+        self._cache.fixed.copy_(torch.where(active, ends, self._cache.fixed))
         if isinstance(self.below, FixedLevel):
             self.below.fixed_keep(ends)
         if k:
             self.counted.append((drafted, accepted))
         ids = torch.cat([proposal.ids, following[:, None]], 1)
         ids = ids.scatter(1, accepted[:, None], following[:, None])
-        return Emission(ids, (accepted + 1) * active, drafted, accepted, probs), lost
+        return Block(ids, (accepted + 1) * active, drafted, accepted, probs), lost
 
     def fixed_propose(
         self, lengths: Int64[Tensor, " batch"], counts: Int64[Tensor, " batch"], k: int
-    ) -> Proposal:
+    ) -> Drafts:
         """As `propose` for all rows, at most k tokens each, in a number of rounds that is given.
 
         Alone, a level makes `counts` tokens. With a level below it may make fewer: how many depends on which
@@ -136,7 +163,7 @@ class FixedLevel(ModelLevel):
 
     def fixed_keep(self, lengths: Int64[Tensor, " batch"]) -> None:
         """As `keep` for all rows."""
-        self._cache.valid.copy_(torch.minimum(self._cache.valid, lengths))
+        self._cache.fixed.copy_(torch.minimum(self._cache.fixed, lengths))
         if isinstance(self.below, FixedLevel):
             self.below.fixed_keep(lengths)
 
@@ -144,19 +171,19 @@ class FixedLevel(ModelLevel):
         """Rounds that make k tokens if half of the drafts stand."""
         return min(k, -(-2 * k // (2 + self.num_speculative_tokens)))
 
-    def _fixed_draft(self, lengths: Tensor, limits: Tensor, most: int) -> Proposal:
+    def _fixed_draft(self, lengths: Tensor, limits: Tensor, most: int) -> Drafts:
         k = min(self.num_speculative_tokens, most - 1)
         if self.below is None or k == 0:
-            return Proposal(lengths.new_zeros(self.batch_size, 0), torch.zeros_like(lengths), None)
+            return Drafts(lengths.new_zeros(self.batch_size, 0), torch.zeros_like(lengths), None)
         return self.below.fixed_propose(lengths, (limits - 1).clamp(0, k), k)
 
-    def _draft_alone(self, lengths: Tensor, counts: Tensor, k: int) -> Proposal:
+    def _draft_alone(self, lengths: Tensor, counts: Tensor, k: int) -> Drafts:
         """k tokens of every row, one after the other, of which `counts` are real."""
         last = lengths - 1
         if self._model.max_positions < self._run.capacity:
             # rows that have outgrown this model: what they leave in its last positions is not looked at
             last = last.clamp(max=self.cache.capacity - k)
-        starts = torch.minimum(self._cache.valid, last)
+        starts = torch.minimum(self._cache.fixed, last)
         # no row that gets a token is farther behind; the others go on where their passes end
         last = torch.minimum(last, starts + self.lag)
         everyone, params = self._range(self.batch_size), self._run.sampling
@@ -179,19 +206,19 @@ class FixedLevel(ModelLevel):
         ids = torch.stack(tokens, 1)
         self._run.buffer.ids.scatter_(1, lengths[:, None] + self._range(k), ids.clamp(min=0))
         # the last of them has not been fed
-        valid = torch.where(counts > 0, lengths + counts - 1, self._cache.valid)
-        self._cache.valid.copy_(valid)
-        return Proposal(ids, counts, torch.stack(probs, 1) if probs else None)
+        valid = torch.where(counts > 0, lengths + counts - 1, self._cache.fixed)
+        self._cache.fixed.copy_(valid)
+        return Drafts(ids, counts, torch.stack(probs, 1) if probs else None)
 
     def _accept(
-        self, lengths: Tensor, proposal: Proposal, logits: Tensor
+        self, lengths: Tensor, drafts: Drafts, logits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Decide; returns accepted counts, the following ids, and this level's distributions if sampled."""
         if not self._run.sampling.greedy:
-            return self._accept_drawn(self._range(self.batch_size), lengths, proposal, logits)
-        drafted = proposal.num_tokens
-        target_ids = rectangle(argmax(logits), drafted + 1, proposal.ids.shape[1] + 1)
-        return *greedy.accept(proposal.ids, drafted, target_ids), None
+            return self._accept_drawn(self._range(self.batch_size), lengths, drafts, logits)
+        drafted = drafts.num_tokens
+        target_ids = rectangle(argmax(logits), drafted + 1, drafts.ids.shape[1] + 1)
+        return *greedy.accept(drafts.ids, drafted, target_ids), None
 
     def _fixed_forward(self, last: Tensor, starts: Tensor, k: int) -> Tensor:
         """Run `lag` + 1 + k tokens of each row from `starts` on; logits [batch * (k + 1), vocab].
@@ -217,11 +244,11 @@ class FixedLevel(ModelLevel):
             draft_head=self._draft_head,
         )
 
-    def _joined(self, parts: list[tuple[Tensor, Emission]], k: int, done: Tensor) -> Proposal:
+    def _joined(self, parts: list[tuple[Tensor, Block]], k: int, done: Tensor) -> Drafts:
         """What successive rounds committed, one behind the other."""
         k = min(k, sum(emission.ids.shape[1] for _, emission in parts))
         if len(parts) == 1:
-            return Proposal(parts[0][1].ids, done, parts[0][1].probs)
+            return Drafts(parts[0][1].ids, done, parts[0][1].probs)
         batch, probs = self.batch_size, parts[0][1].probs
         # what is not real goes into a column or row behind the others
         ids = done.new_zeros(batch, k + 1)
@@ -234,7 +261,7 @@ class FixedLevel(ModelLevel):
             if probs is not None and emission.probs is not None:
                 flat = (to + self._range(batch)[:, None] * k).masked_fill(unreal, batch * k)
                 probs.index_copy_(0, flat.flatten(), emission.probs.flatten(0, 1))
-        return Proposal(ids[:, :k], done, None if probs is None else probs[:-1].view(batch, k, -1))
+        return Drafts(ids[:, :k], done, None if probs is None else probs[:-1].view(batch, k, -1))
 
     def _noise(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         # all but the positions went into the streams when the seeds came
@@ -253,7 +280,7 @@ class FixedNgramLevel(NgramLevel):
 
     def fixed_propose(
         self, lengths: Int64[Tensor, " batch"], counts: Int64[Tensor, " batch"], k: int
-    ) -> Proposal:
+    ) -> Drafts:
         """As `propose` for all rows, at most k tokens each."""
         ids = self._run.buffer.ids
         at = torch.arange(ids.shape[1], device=ids.device)
@@ -269,4 +296,4 @@ class FixedNgramLevel(NgramLevel):
         num_tokens = torch.minimum(counts, lengths - begins) * (begins > 0)
         found = ids.gather(1, begins[:, None] + at[:k])
         ids.scatter_(1, lengths[:, None] + at[:k], found)
-        return Proposal(found, num_tokens, None)
+        return Drafts(found, num_tokens, None)

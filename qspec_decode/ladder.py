@@ -142,7 +142,7 @@ def build(
         As `rungs`, as `speculative_config.drafting`, or there is no memory for a cache.
     """
     checked = rungs(model, target, drafts)
-    batch_size, capacity, device = len(run.buffer.ids), run.capacity, device_of(model)
+    batch_size, capacity, device = len(run.buffer.texts), run.capacity, device_of(model)
     amount = drafting(config, target, drafts, greedy=run.sampling.greedy, fixed=fixed, batch_size=batch_size)
     counts = amount.num_speculative_tokens
     caches: dict[int, SharedCache] = {}
@@ -151,8 +151,8 @@ def build(
         if id(owner) not in caches:
             room = roomy(min(capacity, owner.max_positions) + run.spare)
             cache = owner.new_cache(batch_size, room, precision)
-            valid = torch.zeros(batch_size, dtype=torch.int64, device=device)
-            caches[id(owner)] = SharedCache(cache, valid)
+            beside = torch.zeros(batch_size if fixed else 0, dtype=torch.int64, device=device)
+            caches[id(owner)] = SharedCache(cache, [0] * batch_size, beside)
         return caches[id(owner)]
 
     # caches are made from the target downward, levels from the bottom up

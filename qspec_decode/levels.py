@@ -1,14 +1,14 @@
 """A level of the ladder that decodes with one precision of one model, alone or with a level below drafting.
 
-What a level hands up is distributed exactly as it declares, because
-its tokens come out of its own verification (accepted, residual or bonus alike) and because the number
-of tokens is decided before they are drawn. That is what makes any depth lossless (design section 3).
+What a level hands up is distributed exactly as it declares, because its tokens come out of its own
+verification (accepted, residual or bonus alike) and because the number of tokens is decided before they are
+drawn. That is what makes any depth lossless (design section 3).
 """
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int64
@@ -19,7 +19,7 @@ from qspec_decode.accept import standard
 from qspec_decode.emission import Emission, compare, padded, rectangle
 from qspec_decode.noise import Purpose, uniform
 from qspec_decode.outlook import Outlook
-from qspec_decode.proposal import Level, Proposal, Run
+from qspec_decode.proposal import Drafts, Level, Proposal, Run
 from qspec_decode.protocol import Cache, Model
 from qspec_decode.sampling import checked, draw, probabilities
 from qspec_decode.stats import SpecDecodingStats
@@ -35,7 +35,9 @@ class SharedCache:
     """
 
     cache: Cache
-    valid: Int64[Tensor, " batch"]
+    valid: list[int]
+    fixed: Int64[Tensor, " batch"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """The same where the model is, once rounds of fixed shapes have begun."""
 
 
 class ModelLevel:
@@ -60,8 +62,7 @@ class ModelLevel:
         asked for.
     """
 
-    num_bytes = None
-    """Nothing is held for the next call (see `loop.Rounds`)."""
+    num_bytes = None  # nothing is held for the next call (see `loop.Rounds`)
     _probabilities = staticmethod(probabilities)
 
     def __init__(
@@ -83,61 +84,58 @@ class ModelLevel:
         self._index, self._draft_head, self._inner = index, draft_head, inner
         self._outlook = outlook
 
-    def prefill(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
+    def prefill(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Compute keys and values of the prompts, all but each row's last token, here and below."""
-        starts, ends = self._cache.valid[rows], (lengths - 1).clamp(max=self._model.max_positions)
-        behind = starts < ends
-        if bool(behind.any()):
-            self._forward(rows[behind], starts[behind], ends[behind] - 1, ends[behind], "prefill")
+        ends = [min(length - 1, self._model.max_positions) for length in lengths]
+        behind = [(row, self._cache.valid[row], end) for row, end in zip(rows, ends, strict=True)]
+        behind = [(row, start, end) for row, start, end in behind if start < end]
+        if behind:
+            at, starts, ends = map(list, zip(*behind, strict=True))
+            self._forward(at, starts, [end - 1 for end in ends], ends, "prefill")
         if self._inner:
             self._inner[0].prefill(rows, lengths)
 
-    def keep(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
+    def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Roll back: an integer per row. What lies in the cache beyond it is overwritten when needed."""
-        self._cache.valid[rows] = torch.minimum(self._cache.valid[rows], lengths)
+        for row, length in zip(rows, lengths, strict=True):
+            self._cache.valid[row] = min(self._cache.valid[row], length)
         if self._inner:
             self._inner[0].keep(rows, lengths)
 
-    def propose(
-        self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"], counts: Int64[Tensor, " rows"]
-    ) -> Proposal:
+    def propose(self, rows: Sequence[int], lengths: Sequence[int], counts: Sequence[int]) -> Proposal:
         """Extend each row by `counts` tokens; fewer where positions end, or drafts are unlikely to stand."""
-        counts = torch.minimum(counts, self._model.max_positions - lengths).clamp(min=0)
-        wanted = counts.tolist()
-        places = [place for place, count in enumerate(wanted) if count]
-        drafts: list[list[int]] = [[] for _ in wanted]
-        margins: list[list[float]] = [[] for _ in wanted]
-        if not self._inner and places:
+        room = [max(0, self._model.max_positions - length) for length in lengths]
+        wanted = [min(count, most) for count, most in zip(counts, room, strict=True)]
+        if not self._inner and any(wanted):
             return self._draft_by_itself(rows, lengths, wanted)
+        drafts: list[list[int]] = [[] for _ in rows]
+        margins: list[list[float]] = [[] for _ in rows]
         likely, probs = [1.0] * len(wanted), None
+        places = [place for place, count in enumerate(wanted) if count]
         while places:
-            at = torch.tensor(places).to(rows.device)
-            done = torch.tensor([len(drafts[place]) for place in places]).to(rows.device)
-            emission = self.round(rows[at], lengths[at] + done, counts[at] - done)
+            emission = self.round(
+                [rows[place] for place in places],
+                [lengths[place] + len(drafts[place]) for place in places],
+                [wanted[place] - len(drafts[place]) for place in places],
+            )
             if probs is None and emission.probs is not None:
                 # every real place is filled below, and no other is read: a large vocabulary is worth that
                 probs = emission.probs.new_empty(len(rows), max(wanted), self._model.vocab_size)
-            found = zip(places, emission.ids.tolist(), emission.num_tokens.tolist(), strict=True)
-            for index, (place, ids, number) in enumerate(found):
-                first = len(drafts[place])
-                drafts[place] += ids[:number]
+            for index, (place, ids) in enumerate(zip(places, emission.ids, strict=True)):
                 if probs is not None and emission.probs is not None:
-                    probs[place, first : first + number] = emission.probs[index, :number]
+                    first = len(drafts[place])
+                    probs[place, first : first + len(ids)] = emission.probs[index, : len(ids)]
                 if self._outlook and emission.margins is not None:
                     margins[place] += emission.margins[index]
                     likely[place] *= math.prod(self._outlook.chances(emission.margins[index]))
+                drafts[place] += ids
             places = [place for place in places if len(drafts[place]) < wanted[place]]
             if self._outlook and not self._outlook.pays([likely[place] for place in places], len(rows)):
                 break
-        ids, done = padded(drafts, lengths)
-        return Proposal(ids, done, probs, margins if self._outlook else None, self._outlook)
+        return Proposal(drafts, probs, margins if self._outlook else None, self._outlook)
 
     def round(
-        self,
-        rows: Int64[Tensor, " rows"],
-        lengths: Int64[Tensor, " rows"],
-        limits: Int64[Tensor, " rows"],
-        phase: str = "decode",
+        self, rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int], phase: str = "decode"
     ) -> Emission:
         """Draft, verify, accept, commit: 1 to k+1 tokens per row and never more than `limits`.
 
@@ -145,30 +143,29 @@ class ModelLevel:
         as in `protocol.Model.forward`.
         """
         # lower levels move `valid` on past this level's own tokens, so the start is taken first
-        starts = torch.minimum(self._cache.valid[rows], lengths - 1)
+        last = [length - 1 for length in lengths]
+        starts = [min(self._cache.valid[row], end) for row, end in zip(rows, last, strict=True)]
         proposal = self._draft(rows, lengths, limits)
         began = time.perf_counter()
-        drafted = proposal.num_tokens
-        logits = self._forward(rows, starts, lengths - 1, lengths + drafted, phase)
+        drafted = [len(ids) for ids in proposal.ids]
+        ends = [length + count for length, count in zip(lengths, drafted, strict=True)]
+        logits = self._forward(rows, starts, last, ends, phase)
         probs = margins = None
         if self._run.sampling.greedy:
             committed, margins = compare(proposal, logits, *self._choose(logits))
-            ids, num_tokens = padded(committed, lengths)
-            accepted, following = num_tokens - 1, torch.tensor([row[-1] for row in committed]).to(ids.device)
         else:
-            accepted, following, probs = self._accept_drawn(rows, lengths, proposal, logits)
-            ids = torch.cat([proposal.ids, following[:, None]], 1)
-            ids.scatter_(1, accepted[:, None], following[:, None])
-            num_tokens = accepted + 1
+            committed, probs = self._draw(rows, lengths, proposal, logits)
 
-        ends = lengths + accepted
-        self._run.buffer.write(rows, ends, following)
+        accepted = [len(ids) - 1 for ids in committed]
+        ends = [length + count for length, count in zip(lengths, accepted, strict=True)]
+        for row, end, ids in zip(rows, ends, committed, strict=True):
+            self._run.buffer.write(row, end, ids[-1:])
         self.keep(rows, ends)
         # a round with nothing to draft for, such as the prefill, is no verification
-        if self.stats and int(limits.max()) > 1:
+        if self.stats and max(limits) > 1:
             self.stats.record(drafted, accepted)
             self.stats.verify_time += time.perf_counter() - began
-        return Emission(ids, num_tokens, drafted, accepted, probs, margins)
+        return Emission(committed, drafted, accepted, probs, margins)
 
     def give_back(self) -> None:
         """End the use of all caches, here and below."""
@@ -183,72 +180,78 @@ class ModelLevel:
             if isinstance(self._inner[0], ModelLevel):
                 yield from self._inner[0].all_stats()
 
-    def _draft(self, rows: Tensor, lengths: Tensor, limits: Tensor) -> Proposal:
-        nothing = Proposal(lengths.new_zeros(len(rows), 0), torch.zeros_like(lengths), None)
-        if not self._inner:
-            return nothing
-        level, num_speculative_tokens = self._inner
-        counts = (limits - 1).clamp(max=num_speculative_tokens)
-        if not bool(counts.any()):
-            return nothing
+    def _draft(self, rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int]) -> Proposal:
+        most = self._inner[1] if self._inner else 0
+        counts = [min(limit - 1, most) for limit in limits]
+        if not self._inner or not any(counts):
+            return Proposal([[] for _ in rows], None)
         began = time.perf_counter()
-        proposal = level.propose(rows, lengths, counts)
+        proposal = self._inner[0].propose(rows, lengths, counts)
         if self.stats:
             self.stats.draft_time += time.perf_counter() - began
         return proposal
 
-    def _draft_by_itself(self, rows: Tensor, lengths: Tensor, counts: list[int]) -> Proposal:
-        """`propose` where nothing drafts for this level: a token at a time of the rows that want one more.
-
-        It does what rounds without drafts do, with as little as possible beside the passes. They are short,
-        and leave the processor's caches full of weights: whatever runs between them has to be fetched, so it
-        is numbers, and tensors are made of them once.
-        """
+    def _draft_by_itself(
+        self, rows: Sequence[int], lengths: Sequence[int], counts: Sequence[int]
+    ) -> Proposal:
+        """`propose` where nothing drafts for this level: a token at a time of the rows that want one more."""
         places = [place for place, count in enumerate(counts) if count]
         likely, probs = [1.0] * len(counts), None
         drafts: list[list[int]] = [[] for _ in counts]
         margins: list[list[float]] = [[] for _ in counts]
-        at = torch.tensor(places).to(rows.device)
-        going, ends = rows[at], lengths[at]
-        starts = torch.minimum(self._cache.valid[going], ends - 1)
-        logits = self._forward(going, starts, ends - 1, ends, "decode")
+        going, ends = [rows[place] for place in places], [lengths[place] for place in places]
+        last = [end - 1 for end in ends]
+        starts = [min(self._cache.valid[row], end) for row, end in zip(going, last, strict=True)]
+        logits = self._forward(going, starts, last, ends, "decode")
         while True:
             if self._run.sampling.greedy:
-                chosen, leads = self._choose(logits)
+                tokens, values = self._choose(logits)
             else:
                 drawn_from = self._probabilities(logits, self._run.sampling)
-                chosen, leads = draw(drawn_from, self._noise(going, ends[:, None])[1][:, 0]), []
+                made = [(rows[place], lengths[place] + len(drafts[place]), place) for place in places]
+                row, position, at = torch.tensor(made).T.to(logits.device)
+                tokens, values = draw(drawn_from, self._noise(row, position[:, None])[1][:, 0]).tolist(), []
                 if probs is None:
                     probs = drawn_from.new_empty(len(rows), max(counts), self._model.vocab_size)
                 probs[at, len(drafts[places[0]])] = drawn_from
-            for place, token in zip(places, chosen.tolist(), strict=True):
+            for place, token in zip(places, tokens, strict=True):
                 drafts[place].append(token)
-            more = [i for i, place in enumerate(places) if len(drafts[place]) < counts[place]]
             if self._outlook:
+                leads = [highest - second for highest, second in values]
                 for place, lead, chance in zip(places, leads, self._outlook.chances(leads), strict=True):
                     margins[place].append(lead)
                     likely[place] *= chance
-                if not self._outlook.pays([likely[places[i]] for i in more], len(rows)):
-                    break
-            if not more:
+            places = [place for place in places if len(drafts[place]) < counts[place]]
+            if not places:
                 break
-            if len(more) < len(places):
-                places = [places[i] for i in more]
-                kept = torch.tensor(more).to(at.device)
-                at, going, ends, chosen = at[kept], going[kept], ends[kept], chosen[kept]
-            logits = self._model.forward(
-                chosen, going, ends, self._cache.cache, self._precision, draft_head=self._draft_head
+            if self._outlook and not self._outlook.pays([likely[place] for place in places], len(rows)):
+                break
+            fed = self._run.buffer.flat_tokens(
+                [drafts[place][-1] for place in places],
+                [rows[place] for place in places],
+                [lengths[place] + len(drafts[place]) - 1 for place in places],
             )
-            ends = ends + 1
-        made = zip(rows.tolist(), lengths.tolist(), drafts, strict=True)
-        written = [(row, length + j, token) for row, length, ids in made for j, token in enumerate(ids)]
-        self._run.buffer.write(*torch.tensor(written).T.to(rows.device))
-        ids, done = padded(drafts, lengths)
-        # the last draft of a row has not been fed
-        self._cache.valid[rows] = torch.where(done > 0, lengths + done - 1, self._cache.valid[rows])
-        return Proposal(ids, done, probs, margins if self._outlook else None, self._outlook)
+            logits = self._model.forward(
+                *fed.unbind(),
+                self._cache.cache,
+                self._precision,
+                draft_head=self._draft_head,
+            )
+        for row, length, ids in zip(rows, lengths, drafts, strict=True):
+            if ids:
+                self._run.buffer.write(row, length, ids)
+                # the last one has not been fed
+                self._cache.valid[row] = length + len(ids) - 1
+        return Proposal(drafts, probs, margins if self._outlook else None, self._outlook)
 
-    def _forward(self, rows: Tensor, starts: Tensor, wanted: Tensor, ends: Tensor, phase: str) -> Tensor:
+    def _forward(
+        self,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        wanted: Sequence[int],
+        ends: Sequence[int],
+        phase: str,
+    ) -> Tensor:
         """Run positions starts..ends-1; logits float32 [sum(ends - wanted), vocab], rows in order."""
         flat = self._run.buffer.flat(rows, starts, wanted, ends)
         logits = self._model.forward(
@@ -261,26 +264,33 @@ class ModelLevel:
             draft_head=self._draft_head,
             phase=phase,
         )
-        self._cache.valid[rows] = ends
+        for row, end in zip(rows, ends, strict=True):
+            self._cache.valid[row] = end
         return logits
 
-    def _choose(self, logits: Tensor) -> tuple[Tensor, list[float]]:
-        """The greedy choice from each row, refused where there is none, and by how much it leads.
-
-        Good until the next pass or choice.
-        """
+    def _choose(self, logits: Tensor) -> tuple[list[int], list[list[float]]]:
+        """The greedy choice from each row, refused where there is none, and its two highest logits."""
         ids, values = protocol.top2(self._model, logits, self._cache.cache)
-        checked(ids.tolist())
-        return ids, [highest - second for highest, second in values.tolist()]
+        return checked(ids.tolist()), values.tolist()
+
+    def _draw(
+        self, rows: Sequence[int], lengths: Sequence[int], proposal: Proposal, logits: Tensor
+    ) -> tuple[list[list[int]], Tensor]:
+        """Decide by the standard rule: what each row commits, and this level's distributions."""
+        at = torch.tensor((rows, lengths)).to(logits.device)
+        drafts = Drafts(*padded(proposal.ids, logits.device), proposal.probs)
+        accepted, following, probs = self._accept_drawn(at[0], at[1], drafts, logits)
+        decided = zip(proposal.ids, accepted.tolist(), following.tolist(), strict=True)
+        return [[*ids[:n], token] for ids, n, token in decided], probs
 
     def _accept_drawn(
-        self, rows: Tensor, lengths: Tensor, proposal: Proposal, logits: Tensor
+        self, rows: Tensor, lengths: Tensor, drafts: Drafts, logits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decide by the standard rule: accepted counts, the following ids, this level's distributions."""
-        drafted, k = proposal.num_tokens, proposal.ids.shape[1]
+        """Accepted counts, the ids that follow them, and this level's distributions."""
+        drafted, k = drafts.num_tokens, drafts.ids.shape[1]
         probs = rectangle(self._probabilities(logits, self._run.sampling), drafted + 1, k + 1)
         coins, draws = self._noise(rows, lengths[:, None] + torch.arange(k + 1, device=lengths.device))
-        accepted, following = standard.accept(proposal.ids, drafted, proposal.probs, probs, coins, draws)
+        accepted, following = standard.accept(drafts.ids, drafted, drafts.probs, probs, coins, draws)
         return accepted, following, probs
 
     def _noise(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,9 @@
 """The loop over rounds: what every row has got so far, and whether it goes on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
 
 from qspec_decode.emission import Emission
 from qspec_decode.output import Streamer
@@ -15,13 +12,15 @@ from qspec_decode.stats import SpecDecodingStats
 
 @runtime_checkable
 class Rounds(Protocol):
-    """What the loop asks of what it runs: a `ModelLevel`, or captured rounds. Tensors are on the CPU."""
+    """What the loop asks of what it runs: a `ModelLevel`, or captured rounds."""
 
-    def round(self, rows: Tensor, lengths: Tensor, limits: Tensor, phase: str = "decode") -> Emission:
+    def round(
+        self, rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int], phase: str = "decode"
+    ) -> Emission:
         """Commit 1 to `limits` more tokens to each of `rows`, `lengths` tokens long."""
         ...
 
-    def prefill(self, rows: Tensor, lengths: Tensor) -> None:
+    def prefill(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Take in the prompts of the rows that go on."""
         ...
 
@@ -53,44 +52,18 @@ def run(top: Rounds, rows: "Rows", streamer: Streamer | None) -> Course:
     began = time.perf_counter()
     # one token without a draft: its forward pass is the prefill
     everyone = rows.active
-    rows.commit(everyone, top.round(everyone, rows.lengths, torch.ones_like(everyone), "prefill"), streamer)
-    if rows.active.numel():
-        top.prefill(rows.active, rows.lengths[rows.active])
+    rows.commit(everyone, top.round(everyone, rows.lengths, [1] * len(everyone), "prefill"), streamer)
+    if rows.active:
+        top.prefill(rows.active, rows.lengths_of(rows.active))
     prefill_seconds = time.perf_counter() - began
     num_rounds = 0
-    while rows.active.numel():
-        active = rows.active
-        rows.commit(active, top.round(active, rows.lengths[active], rows.limits[active]), streamer)
+    while active := rows.active:
+        lengths, limits = rows.lengths_of(active), rows.limits_of(active)
+        rows.commit(active, top.round(active, lengths, limits), streamer)
         num_rounds += 1
     if streamer:
         streamer.end()
     return Course(num_rounds, prefill_seconds, time.perf_counter() - began - prefill_seconds)
-
-
-class OnDevice:
-    """`Rounds` whose tensors are on a device.
-
-    Parameters
-    ----------
-    rounds
-        What runs there.
-    device
-        Where.
-    """
-
-    def __init__(self, rounds: Rounds, device: torch.device):
-        self._rounds, self._device = rounds, device
-        self.all_stats, self.give_back = rounds.all_stats, rounds.give_back
-        self.num_bytes = rounds.num_bytes
-
-    def round(self, rows: Tensor, lengths: Tensor, limits: Tensor, phase: str = "decode") -> Emission:
-        """The round there, and what it committed here."""
-        there = (tensor.to(self._device) for tensor in (rows, lengths, limits))
-        return self._rounds.round(*there, phase=phase).on_host()
-
-    def prefill(self, rows: Tensor, lengths: Tensor) -> None:
-        """The same there."""
-        self._rounds.prefill(rows.to(self._device), lengths.to(self._device))
 
 
 class Rows:
@@ -110,35 +83,33 @@ class Rows:
         self, prompts: list[list[int]], max_new_tokens: int, max_positions: int, eos: frozenset[int]
     ):
         self._eos = eos
-        self._ends = torch.tensor([min(len(p) + max_new_tokens, max_positions) for p in prompts])
-        self.lengths = torch.tensor([len(p) for p in prompts])
-        self.active = torch.arange(len(prompts))
+        self._ends = [min(len(p) + max_new_tokens, max_positions) for p in prompts]
+        self.lengths = [len(p) for p in prompts]
+        self.active = list(range(len(prompts)))
         self.token_ids: list[list[int]] = [[] for _ in prompts]
         self.finish_reasons = [""] * len(prompts)
 
-    @property
-    def limits(self) -> Tensor:
-        """How many more tokens each row may get."""
-        return self._ends - self.lengths
+    def lengths_of(self, rows: Sequence[int]) -> list[int]:
+        """How long each of some rows is."""
+        return [self.lengths[row] for row in rows]
 
-    def commit(self, rows: Tensor, emission: Emission, streamer: Streamer | None) -> None:
+    def limits_of(self, rows: Sequence[int]) -> list[int]:
+        """How many more tokens each of them may get."""
+        return [self._ends[row] - self.lengths[row] for row in rows]
+
+    def commit(self, rows: Sequence[int], emission: Emission, streamer: Streamer | None) -> None:
         """Take over a round's tokens, cut behind an end-of-text id, and retire finished rows."""
-        self.lengths[rows] += emission.num_tokens
-        counts, accepted = emission.num_tokens.tolist(), emission.num_accepted_tokens.tolist()
-        full = (self.lengths[rows] == self._ends[rows]).tolist()
         new_tokens = []
-        for row, ids, count, is_full in zip(rows.tolist(), emission.ids.tolist(), counts, full, strict=True):
-            ids = ids[:count]
+        for row, ids in zip(rows, emission.ids, strict=True):
+            self.lengths[row] += len(ids)
             stop = next((i for i, token in enumerate(ids) if token in self._eos), None)
             if stop is not None:
                 ids = ids[: stop + 1]
                 self.finish_reasons[row] = "stop"
-            elif is_full:
+            elif self.lengths[row] == self._ends[row]:
                 self.finish_reasons[row] = "length"
             self.token_ids[row] += ids
             new_tokens.append(ids)
         if streamer:
-            streamer.put(rows.tolist(), new_tokens, emission.num_draft_tokens.tolist(), accepted)
-        self.active = torch.tensor(
-            [row for row in self.active.tolist() if not self.finish_reasons[row]], dtype=torch.int64
-        )
+            streamer.put(list(rows), new_tokens, emission.num_draft_tokens, emission.num_accepted_tokens)
+        self.active = [row for row in self.active if not self.finish_reasons[row]]

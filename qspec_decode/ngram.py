@@ -1,8 +1,7 @@
 """Prompt lookup: a draft level that costs no model (as transformers' and vLLM's n-gram proposers)."""
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
+from array import array
+from collections.abc import Sequence
 
 from qspec_decode.proposal import Proposal, Run
 
@@ -23,32 +22,32 @@ class NgramLevel:
     def __init__(self, run: Run, longest: int, shortest: int):
         self._run, self._longest, self._shortest = run, longest, shortest
 
-    def prefill(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
+    def prefill(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Nothing to prepare."""
 
-    def keep(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
+    def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Nothing is remembered between calls."""
 
-    def propose(
-        self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"], counts: Int64[Tensor, " rows"]
-    ) -> Proposal:
+    def propose(self, rows: Sequence[int], lengths: Sequence[int], counts: Sequence[int]) -> Proposal:
         """A row without an earlier occurrence gets no proposal."""
-        ids = lengths.new_zeros(len(rows), int(counts.max()))
-        num_tokens = torch.zeros_like(lengths)
-        for i, (row, length, count) in enumerate(
-            zip(rows.tolist(), lengths.tolist(), counts.tolist(), strict=True)
-        ):
-            found = self._lookup(self._run.buffer.ids[row, :length], count)
-            ids[i, : len(found)] = found
-            num_tokens[i] = len(found)
-            self._run.buffer.ids[row, length : length + len(found)] = found
-        return Proposal(ids, num_tokens, None)
+        ids = []
+        for row, length, count in zip(rows, lengths, counts, strict=True):
+            found = self._lookup(self._run.buffer.texts[row][:length], count)
+            self._run.buffer.write(row, length, found)
+            ids.append(found)
+        return Proposal(ids, None)
 
-    def _lookup(self, context: Tensor, count: int) -> Tensor:
+    def _lookup(self, context: list[int], count: int) -> list[int]:
+        # bytes are searched at once, ids would be one by one
+        text = array("q", context)
+        size, everything = text.itemsize, text.tobytes()
         for n in range(min(self._longest, len(context) - 1), self._shortest - 1, -1):
-            # windows that end before the last token, so that something follows each of them
-            matches = (context[:-1].unfold(0, n, 1) == context[-n:]).all(1).nonzero()[:, 0]
-            if len(matches):
-                start = int(matches[-1]) + n
-                return context[start : start + count]
-        return context[:0]
+            # what ends before the last token, so that something follows it
+            end = len(everything) - size
+            while (at := everything.rfind(everything[-n * size :], 0, end)) >= 0:
+                if at % size == 0:
+                    first = at // size + n
+                    return context[first : first + count]
+                # bytes of two ids that happen to look like these
+                end = at + n * size - 1
+        return []

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from qspec_kernels import Program, Workspace, num_threads
@@ -47,10 +48,17 @@ class Replay:
         """Bytes that the programs compute in."""
         return self._workspace.num_bytes + self._workspace_of_followers.num_bytes
 
-    def run(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    def run(
+        self,
+        key: Hashable,
+        function: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        dtypes: tuple[torch.dtype, ...],
+    ) -> Tensor:
         """function(*inputs), by a program where `key` has been seen: it names all but the inputs' values.
 
-        The result is good until the next call.
+        The function gets the first input in the first of `dtypes`, and so on. The result is good until the
+        next call.
         """
         kind, key = key, (key, num_threads(), *(tensor.shape for tensor in inputs))
         step = self._steps.get(key)
@@ -62,7 +70,8 @@ class Replay:
             return step.out
         if len(self._steps) == _MAX_PROGRAMS:
             self._steps.pop(next(iter(self._steps)))
-        buffers = [self._workspace.empty(tensor.shape, tensor.dtype) for tensor in inputs]
+        pairs = zip(inputs, dtypes[: len(inputs)], strict=True)
+        buffers = [self._workspace.empty(tensor.shape, dtype) for tensor, dtype in pairs]
         for buffer, tensor in zip(buffers, inputs, strict=True):
             buffer.copy_(tensor)
         with self._workspace.record(guarded=kind not in self._kinds) as program:

@@ -120,5 +120,4 @@ def rounds(
         return pool.runner(wanted, prompts, seeds, capacity)
     device = device_of(model)
     run = Run(TokenBuffer(prompts, capacity, device), torch.tensor(seeds).to(device), wanted.sampling)
-    top = ladder.build(run, model, wanted.target, wanted.drafts, wanted.config)
-    return nullcontext(top if device.type == "cpu" else loop.OnDevice(top, device))
+    return nullcontext(ladder.build(run, model, wanted.target, wanted.drafts, wanted.config))

@@ -1,9 +1,8 @@
 """What happened in a run, level by level, under vLLM's names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 
 @dataclass
@@ -35,13 +34,12 @@ class SpecDecodingStats:
     draft_time: float = 0.0
     verify_time: float = 0.0
 
-    def record(self, num_draft_tokens: Tensor, num_accepted: Tensor) -> None:
+    def record(self, num_draft_tokens: Sequence[int], num_accepted: Sequence[int]) -> None:
         """Add one round: per row, how many tokens were drafted and how many of them stood."""
-        drafted, accepted = num_draft_tokens.tolist(), num_accepted.tolist()
-        longest = max(drafted, default=0)
+        longest = max(num_draft_tokens, default=0)
         for counts in (self.num_accepted_tokens_per_pos, self.num_draft_tokens_per_pos):
             counts.extend([0] * (longest - len(counts)))
-        for d, a in zip(drafted, accepted, strict=True):
+        for d, a in zip(num_draft_tokens, num_accepted, strict=True):
             self.num_drafts += d > 0
             self.num_refused += a < d
             self.num_draft_tokens += d

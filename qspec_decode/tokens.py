@@ -1,5 +1,6 @@
 """The tokens of a batch: one buffer for committed and speculative ids, and flat calls made from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,36 +40,62 @@ class TokenBuffer:
         Longest row ever held.
     device
         Where the model is.
+    fixed
+        Whether rounds of fixed shapes work on it, too: `ids` is for them.
     """
 
-    def __init__(self, prompts: list[list[int]], capacity: int, device: torch.device | str = "cpu"):
-        ids = torch.zeros(len(prompts), capacity, dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt)
-        self.ids = ids.to(device)
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        capacity: int,
+        device: torch.device | str = "cpu",
+        *,
+        fixed: bool = False,
+    ):
+        self.capacity = capacity
+        self.texts = [list(prompt) for prompt in prompts]
+        self._device = torch.device(device)
+        shape = len(prompts), capacity if fixed else 0
+        self.ids: Int64[Tensor, "batch capacity"] = torch.zeros(shape, dtype=torch.int64, device=device)
 
-    def write(
-        self, rows: Int64[Tensor, " n"], positions: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]
-    ) -> None:
-        """Set one id per row."""
-        self.ids[rows, positions] = ids
+    def restart(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Hold these prompts, of as many rows or fewer, and nothing else."""
+        others = len(self.texts) - len(prompts)
+        self.texts = [list(prompt) for prompt in prompts] + [[] for _ in range(others)]
+
+    def begin(self) -> None:
+        """From here on rounds of fixed shapes go on in `ids`."""
+        held = torch.zeros(self.ids.shape, dtype=torch.int64)
+        for row, text in zip(held, self.texts, strict=True):
+            row[: len(text)] = torch.tensor(text)
+        self.ids.copy_(held.to(self._device))
+
+    def write(self, row: int, position: int, ids: Sequence[int]) -> None:
+        """Set ids of a row from a position on, no further than behind its last one."""
+        self.texts[row][position : position + len(ids)] = ids
 
     def flat(
-        self,
-        rows: Int64[Tensor, " n"],
-        starts: Int64[Tensor, " n"],
-        wanted: Int64[Tensor, " n"],
-        ends: Int64[Tensor, " n"],
+        self, rows: Sequence[int], starts: Sequence[int], wanted: Sequence[int], ends: Sequence[int]
     ) -> FlatTokens:
         """Tokens starts..ends-1 of each row, with logits wanted from position `wanted` on.
 
         Raises nothing: starts <= wanted < ends is the caller's invariant.
         """
-        flat: list[tuple[int, int]] = []
+        ids: list[int] = []
+        of_row: list[int] = []
+        positions: list[int] = []
         logits_at: list[int] = []
-        for row, start, want, end in torch.stack((rows, starts, wanted, ends), 1).tolist():
-            logits_at += range(len(flat) + want - start, len(flat) + end - start)
-            flat += ((row, position) for position in range(start, end))
-        flat_rows, positions = torch.tensor(flat).T.contiguous().to(rows.device)
-        at = None if len(logits_at) == len(flat) else torch.tensor(logits_at).to(rows.device)
-        return FlatTokens(self.ids[flat_rows, positions], flat_rows, positions, at)
+        for row, start, want, end in zip(rows, starts, wanted, ends, strict=True):
+            logits_at += range(len(ids) + want - start, len(ids) + end - start)
+            ids += self.texts[row][start:end]
+            of_row += [row] * (end - start)
+            positions += range(start, end)
+        flat = self.flat_tokens(ids, of_row, positions)
+        at = None if len(logits_at) == len(ids) else torch.tensor(logits_at).to(self._device)
+        return FlatTokens(flat[0], flat[1], flat[2], at)
+
+    def flat_tokens(
+        self, ids: Sequence[int], rows: Sequence[int], positions: Sequence[int]
+    ) -> Int64[Tensor, "3 tokens"]:
+        """Numbers of tokens as three tensors where the model is, by one copy."""
+        return torch.tensor((ids, rows, positions)).to(self._device)

@@ -52,6 +52,20 @@ LADDERS = (
 )
 
 
+def small_precision(name: str) -> str | None:
+    """What the small model decodes with as the draft `name`: "small", in bf16, or as "small:mxfp4" says.
+
+    None of every other draft.
+
+    Examples
+    --------
+    >>> small_precision("small:mxfp4"), small_precision("small"), small_precision("mxfp4")
+    ('mxfp4a8', 'bf16', None)
+    """
+    first, _, precision = name.partition(":")
+    return canonical(precision or "bf16") if first == "small" else None
+
+
 @dataclass(frozen=True)
 class Arena:
     """The models all contenders share, and how long they run.
@@ -61,7 +75,7 @@ class Arena:
     model
         Holds every precision that a contender names.
     small
-        What the draft called "small" stands for.
+        What drafts called "small" and "small:precision" stand for.
     max_new_tokens
         Tokens of each run; end-of-text ids do not end it, so that all runs are equally long.
     """
@@ -86,7 +100,8 @@ class Arena:
         if not contender.drafts:
             return generate(self.model, [prompt], target=target, sampling=sampling, streamer=streamer)
         drafts: list[Draft] = [
-            DraftModel(self.small) if name == "small" else name for name in contender.drafts
+            DraftModel(self.small, precision) if (precision := small_precision(name)) else name
+            for name in contender.drafts
         ]
         return speculate(
             self.model,

@@ -133,7 +133,8 @@ def prepare(
 def choose_ladders(subject: Subject, text: str | None) -> tuple[Contender, ...]:
     """Those that were named, else all of the demo's that the subject can run."""
     if text is not None:
-        return tuple(parse_ladders(text, subject.model.precisions, subject.small is not None))
+        of_small = subject.small.precisions if subject.small is not None else ()
+        return tuple(parse_ladders(text, subject.model.precisions, of_small))
     return tuple(one for one in LADDERS if subject.small is not None or "small" not in one.drafts)
 
 

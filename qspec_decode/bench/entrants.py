@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from qspec_decode.bench.agreement import Voice
-from qspec_decode.bench.contenders import Contender
+from qspec_decode.bench.contenders import Contender, small_precision
 from qspec_decode.bench.passes import Pass
 from qspec_decode.generate import generate
 from qspec_decode.ladder import Draft, DraftModel
@@ -48,7 +48,7 @@ class Ours:
     Parameters
     ----------
     small
-        What the draft called "small" stands for, if any.
+        What drafts called "small" and "small:precision" stand for, if any.
     num_speculative_tokens
         K per level; empty for plain decoding.
     ends_early
@@ -88,10 +88,10 @@ class Ours:
             widths = range(1, k + 2)
             if name == "ngram":
                 levels.append([])
-            elif name == "small":
+            elif precision := small_precision(name):
                 # behind drafts that all stood it first reads the last of them, in a cache of its own
                 widths = range(1, max(2, k + 1) + 1)
-                levels.append([Pass("small", "bf16", width, draft=True) for width in widths])
+                levels.append([Pass("small", precision, width, draft=True) for width in widths])
             else:
                 drafts = depth > 0 and canonical(name) != target
                 levels.append([Pass("target", canonical(name), width, draft=drafts) for width in widths])
@@ -104,7 +104,9 @@ class Ours:
         if not self.contender.drafts:
             return generate(self.model, prompts, target=target, sampling=sampling)
         drafts: list[Draft] = [
-            DraftModel(self.small) if name == "small" and self.small is not None else name
+            DraftModel(self.small, precision)
+            if (precision := small_precision(name)) and self.small is not None
+            else name
             for name in self.contender.drafts
         ]
         # with a K alone every round would draft K
@@ -112,8 +114,13 @@ class Ours:
         return speculate(self.model, prompts, target=target, draft=drafts, sampling=sampling, config=config)
 
 
-def parse_ladders(text: str, precisions: Sequence[str], has_small: bool) -> list[Contender]:
-    """The ladders of "bf16<-mxfp4;bf16<-mxfp4<-small".
+def parse_ladders(text: str, precisions: Sequence[str], of_small: Sequence[str]) -> list[Contender]:
+    """The ladders of "bf16<-mxfp4;bf16<-mxfp4<-small:mxfp4".
+
+    Parameters
+    ----------
+    precisions, of_small
+        Those that the model has, and those of the model called "small"; none if there is no such model.
 
     Raises
     ------
@@ -129,14 +136,15 @@ def parse_ladders(text: str, precisions: Sequence[str], has_small: bool) -> list
                 "Write target<-draft, as in 'bf16<-mxfp4;bf16<-mxfp4<-small'. Plain decoding always runs.",
             )
         for depth, name in enumerate((target, *drafts)):
-            is_other = depth > 0 and (name == "ngram" or (name == "small" and has_small))
+            is_small = name.partition(":")[0] == "small"
+            is_other = depth > 0 and (name == "ngram" or (is_small and small_precision(name) in of_small))
             if name == "ngram" and depth != len(drafts):
                 raise UsageError(
                     f"--ladders has ngram in {part!r}; expected it as the last draft",
                     "It drafts from the tokens alone, so nothing can draft for it.",
                 )
-            if not is_other and (name == "small" or canonical(name) not in precisions):
-                small = " small," if has_small else ""
+            if not is_other and (is_small or canonical(name) not in precisions):
+                small = f" small, small:{', small:'.join(of_small)}," if of_small else ""
                 raise UsageError(
                     f"--ladders has {name!r} in {part!r}; expected one of {', '.join(precisions)}",
                     f"As a draft also{small} mxfp4 or ngram. The sibling small is the demo model's.",

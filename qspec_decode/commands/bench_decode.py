@@ -28,7 +28,10 @@ def decode(
     batch: Annotated[str, typer.Option(help="Sequences decoded at once, for instance 1,4,8,16.")] = "1",
     ladders: Annotated[
         str | None,
-        typer.Option(help="Ladders as in 'bf16<-mxfp4;bf16<-mxfp4<-small'; otherwise all that the demo has."),
+        typer.Option(
+            help="Ladders as in 'bf16<-mxfp4;bf16<-mxfp4<-small:mxfp4', where small is the demo's sibling in "
+            "bf16 and small:mxfp4 the same in MXFP4; otherwise all that the demo has."
+        ),
     ] = None,
     num_speculative_tokens: Annotated[
         str | None,

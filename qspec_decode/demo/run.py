@@ -11,7 +11,7 @@ from typing import Any
 
 from qspec_decode.bench import agreement, bound, record
 from qspec_decode.bench.agreement import Agreement, Voice
-from qspec_decode.bench.contenders import LADDERS, Arena, Contender, Series, interleave
+from qspec_decode.bench.contenders import LADDERS, Arena, Contender, Series, interleave, small_precision
 from qspec_decode.bench.document import run_document
 from qspec_decode.demo import prompts
 from qspec_decode.demo.widen import widen
@@ -22,6 +22,7 @@ from qspec_decode.tokenizer import Tokenizer
 from qspec_kernels import UsageError
 
 PRECISIONS = ("bf16", "mxfp4a8", "w4a16")
+SMALL_PRECISIONS = ("bf16", "mxfp4a8")
 TEMPERATURES = (0.0, record.TEMPERATURE)
 SHOWN = LADDERS[0]
 """The ladder whose text is streamed first."""
@@ -79,7 +80,7 @@ def prepare(
             f"--prompts is {num_prompts}, expected 1 to {len(ids)}, the held-out prompts there are"
         )
     began = time.perf_counter()
-    model, small = load("demo", PRECISIONS, quant_lm_head=quant_lm_head), load("demo-small", ("bf16",))
+    model, small = load("demo", PRECISIONS, quant_lm_head=quant_lm_head), load("demo-small", SMALL_PRECISIONS)
     room = model.max_positions - max(map(len, ids))
     if not 2 <= max_new_tokens <= room:
         raise UsageError(
@@ -193,8 +194,8 @@ def _bytes_read(arena: Arena, contender: Contender) -> list[int]:
     for name in contender.drafts:
         if name == "ngram":
             sizes.append(0)
-        elif name == "small":
-            sizes.append(arena.small.bytes_per_pass("bf16", draft_head=True))
+        elif precision := small_precision(name):
+            sizes.append(arena.small.bytes_per_pass(precision, draft_head=True))
         else:
             sizes.append(arena.model.bytes_per_pass(name, draft_head=True))
     return sizes

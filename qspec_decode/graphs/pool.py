@@ -221,7 +221,7 @@ class Runners:
         counts = wanted.drafting(fixed=True).num_speculative_tokens
         # tokens that mean nothing stand behind a row's end: the most that a pass takes of a row
         spare = 2 + 2 * max(counts, default=0)
-        buffer = TokenBuffer([[]] * rows, capacity + spare, self._device)
+        buffer = TokenBuffer([[]] * rows, capacity + spare, self._device, fixed=True)
         seeds = torch.zeros(rows, 2, dtype=torch.int64, device=self._device)
         run = Run(buffer, seeds, wanted.sampling, spare)
         top = ladder.build(run, wanted.model, wanted.target, wanted.drafts, wanted.config, fixed=True)

@@ -1,5 +1,7 @@
 """`Round`: one decode round of a whole batch, from state to state, all of it on the device."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -46,7 +48,7 @@ class Round:
         counts = [count for level in self._levels for pair in level.counted for count in pair]
         return torch.cat([torch.stack([emission.num_tokens, lost, *counts], 1), emission.ids], 1)
 
-    def read(self, block: Int64[Tensor, "batch columns"], rows: Int64[Tensor, " rows"]) -> Emission:
+    def read(self, block: Int64[Tensor, "batch columns"], rows: Sequence[int]) -> Emission:
         """What a call committed to `rows`, from the copy of its result; counts drafts in the statistics.
 
         Raises
@@ -54,19 +56,20 @@ class Round:
         QSpecError
             The model returned logits that no token can be chosen from.
         """
-        block = block[rows]
-        num_tokens, lost = block[:, 0], block[:, 1]
-        if bool(lost.any()):
+        columns = [list(column) for column in zip(*block[list(rows)].tolist(), strict=True)]
+        num_tokens, lost = columns[:2]
+        del columns[:2]
+        if any(lost):
             raise not_finite()
-        assert bool((num_tokens > 0).all()), "a row that goes on got no token"
-        first = 2
-        drafted = accepted = torch.zeros_like(num_tokens)
+        assert all(num_tokens), "a row that goes on got no token"
+        drafted = accepted = [0] * len(num_tokens)
         for level in self._levels:
             for number in range(len(level.counted)):
-                pair = block[:, first + 2 * number], block[:, first + 2 * number + 1]
+                pair = columns[2 * number], columns[2 * number + 1]
                 if level.stats:
                     level.stats.record(*pair)
                 if level is self._top:
                     drafted, accepted = pair
-            first += 2 * len(level.counted)
-        return Emission(block[:, first:], num_tokens, drafted, accepted, None)
+            del columns[: 2 * len(level.counted)]
+        ids = [list(row[:count]) for row, count in zip(zip(*columns, strict=True), num_tokens, strict=True)]
+        return Emission(ids, drafted, accepted)

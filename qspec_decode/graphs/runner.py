@@ -1,11 +1,9 @@
 """`Runner`: captured rounds with the buffers and caches they work on, used by one call after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 from qspec_decode.emission import Emission
 from qspec_decode.fixed import FixedLevel
@@ -15,7 +13,6 @@ from qspec_decode.noise import RowSeed
 from qspec_decode.proposal import Run
 from qspec_decode.sampling import not_finite
 from qspec_decode.stats import SpecDecodingStats
-from qspec_decode.tokens import TokenBuffer
 
 LOOKAHEAD = 1
 """Rounds that are launched before the one that the host waits for is over: the device never idles."""
@@ -75,26 +72,19 @@ class Runner:
         self._rounds.forget()
         self._prefilled = self._begun = False
         self._waiting = 0
-        ids = TokenBuffer(prompts, self._run.buffer.ids.shape[1]).ids
-        self._run.buffer.ids.zero_()
-        self._run.buffer.ids[: len(prompts)] = ids.to(self._device)
+        self._run.buffer.restart(prompts)
         self._run.seeds[: len(prompts)] = torch.tensor(seeds).to(self._device)
         self._top.restart()
         self._round.finished.fill_(True)
 
     def round(
-        self,
-        rows: Int64[Tensor, " rows"],
-        lengths: Int64[Tensor, " rows"],
-        limits: Int64[Tensor, " rows"],
-        phase: str = "decode",
+        self, rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int], phase: str = "decode"
     ) -> Emission:
         """The next round. The first makes a token from the prompts, op by op."""
         if not self._prefilled:
             self._prefilled = True
-            there = (tensor.to(self._device) for tensor in (rows, lengths, limits))
-            emission = self._top.round(*there, phase=phase).on_host()
-            if bool((emission.ids < 0).any()):
+            emission = self._top.round(rows, lengths, limits, phase)
+            if any(token < 0 for ids in emission.ids for token in ids):
                 raise not_finite()
             return emission
         if not self._begun:
@@ -105,9 +95,9 @@ class Runner:
         self._waiting -= 1
         return self._round.read(self._rounds.result(), rows)
 
-    def prefill(self, rows: Int64[Tensor, " rows"], lengths: Int64[Tensor, " rows"]) -> None:
+    def prefill(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Take in the prompts in the caches that the first token's pass did not fill."""
-        self._top.prefill(rows.to(self._device), lengths.to(self._device))
+        self._top.prefill(rows, lengths)
 
     def all_stats(self) -> Iterator[SpecDecodingStats]:
         """Statistics of every draft level, the nearest first."""
@@ -116,10 +106,13 @@ class Runner:
     def give_back(self) -> None:
         """Nothing: it keeps its caches for the next call."""
 
-    def _begin(self, rows: Tensor, lengths: Tensor, limits: Tensor) -> None:
+    def _begin(self, rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int]) -> None:
         """From here on the device knows itself which rows go on and how long they are."""
+        self._run.buffer.begin()
+        self._top.begin()
         state = torch.ones(3, self.batch_size, dtype=torch.int64)
-        state[0, rows], state[1, rows], state[2, rows] = lengths, lengths + limits, 0
+        for row, length, limit in zip(rows, lengths, limits, strict=True):
+            state[:, row] = torch.tensor([length, length + limit, 0])
         there = state.to(self._device)
         self._round.lengths.copy_(there[0])
         self._round.ends.copy_(there[1])

@@ -178,6 +178,7 @@ def some_q_everywhere(
 
 NEARLY_RIGHT = {
     "argmax": last_of_equals,
+    "top2": lambda right, x: (right(x)[0], right(x)[1].flip(1)),
     "softmax": lambda right, x, temperature: right(x.nan_to_num(neginf=0.0), temperature),
     "draw": lambda right, weights, uniforms, rows, without: right(weights, uniforms, rows, None),
     "draw_residual": some_q_everywhere,

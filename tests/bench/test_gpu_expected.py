@@ -99,6 +99,12 @@ def argmax(x: Tensor) -> list[Tensor]:
     return [torch.tensor([sampling.argmax(row) for row in x[SOME]])]
 
 
+def top2(x: Tensor) -> list[Tensor]:
+    (ids,) = argmax(x)
+    highest = torch.tensor([sorted(row, reverse=True)[:2] for row in x[SOME].tolist()])
+    return [ids, highest.masked_fill(ids[:, None] < 0, torch.nan)]
+
+
 def draw(p: Tensor, uniforms: Tensor, rows: Tensor | None, without: Tensor | None) -> list[Tensor]:
     def one(index: int) -> int:
         left = p[index if rows is None else int(rows[index])].clone()
@@ -145,11 +151,12 @@ REFERENCES: dict[str, Callable[..., list[Tensor]]] = {
     "embedding": lambda table, ids, rounded, dtype: [embedding.embedding(table, ids, rounded).to(dtype)],
     "rescore": lambda *args: [rescore.rescore(*(one[SOME] for one in args[:2]), *args[2:])],
     "argmax": argmax,
+    "top2": top2,
     "softmax": softmax,
     "draw": draw,
     "draw_residual": draw_residual,
 }
-IN_PART = ("rescore", "argmax", "softmax", "draw", "draw_residual")
+IN_PART = ("rescore", "argmax", "top2", "softmax", "draw", "draw_residual")
 
 
 def right(case: Case) -> list[Tensor]:

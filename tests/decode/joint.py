@@ -1,6 +1,6 @@
 """Joint distribution of the tokens that `speculate` emits, over the whole loop: B4, B6, their mutants."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -83,21 +83,22 @@ class GreedyLevel:
     def __init__(self, run: Run, longest: int, shortest: int):
         self._run = run
 
-    def prefill(self, rows: Tensor, lengths: Tensor) -> None:
+    def prefill(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Nothing to prepare."""
 
-    def keep(self, rows: Tensor, lengths: Tensor) -> None:
+    def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Nothing is remembered."""
 
-    def propose(self, rows: Tensor, lengths: Tensor, counts: Tensor) -> Proposal:
-        """Ids beyond a row's count are left in the buffer: scratch, that no one may read."""
-        columns, ids = [], self._run.buffer.ids
-        for j in range(int(counts.max())):
-            at = lengths + j
-            token = self.table[ids[rows, at - 2], ids[rows, at - 1]].argmax(-1)
-            ids[rows, at.clamp(max=ids.shape[1] - 1)] = token
-            columns.append(token)
-        return Proposal(torch.stack(columns, 1), counts, None)
+    def propose(self, rows: Sequence[int], lengths: Sequence[int], counts: Sequence[int]) -> Proposal:
+        """One more id than was asked for is left in the buffer: scratch, that no one may read."""
+        proposed = []
+        for row, length, count in zip(rows, lengths, counts, strict=True):
+            text = self._run.buffer.texts[row][:length]
+            for _ in range(count + 1):
+                text.append(int(self.table[text[-2], text[-1]].argmax()))
+            self._run.buffer.write(row, length, text[length:])
+            proposed.append(text[length : length + count])
+        return Proposal(proposed, None)
 
 
 def model() -> TabularModel:

@@ -50,8 +50,9 @@ def bonus_from_draft() -> Mutation:
     def decide(self: Any, rows: Tensor, lengths: Tensor, proposal: Any, logits: Tensor) -> Any:
         drafted = proposal.num_tokens
         if self._index == 0 and bool(drafted.any()):
-            ids, ends = self._run.buffer.ids, lengths + drafted
-            q = self._model.tables["mxfp4a8"][ids[rows, ends - 2], ids[rows, ends - 1]]
+            texts, ends = self._run.buffer.texts, (lengths + drafted).tolist()
+            last_two = [texts[row][end - 2 : end] for row, end in zip(rows.tolist(), ends, strict=True)]
+            q = self._model.tables["mxfp4a8"][tuple(torch.tensor(last_two).T)]
             last = (drafted + 1).cumsum(0) - 1
             logits = logits.index_copy(0, last, torch.where(drafted[:, None] > 0, q, logits[last]))
         return _decide(self, rows, lengths, proposal, logits)

@@ -36,7 +36,7 @@ def stats(
 ) -> SpecDecodingStats:
     result = SpecDecodingStats(name, **times)
     for d, a in zip(drafted, accepted, strict=True):
-        result.record(torch.tensor([d]), torch.tensor([a]))
+        result.record([d], [a])
     return result
 
 

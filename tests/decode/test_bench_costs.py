@@ -38,7 +38,7 @@ def small(bundle: Path) -> Transformer:
 def stats(drafted: Sequence[int], accepted: Sequence[int]) -> SpecDecodingStats:
     level = SpecDecodingStats("draft")
     for d, a in zip(drafted, accepted, strict=True):
-        level.record(torch.tensor([d]), torch.tensor([a]))
+        level.record([d], [a])
     return level
 
 

@@ -67,7 +67,7 @@ class KVWatch:
         for level in self._levels:
             self._compare(level, rows)
         # all but the last token, which has not been fed
-        held = self._levels[0]._cache.valid[rows].tolist()
+        held = [self._levels[0]._cache.valid[row] for row in rows]
         assert held == [len(self.rows[row]) - 1 for row in rows]
         self._spoil(rows)
 
@@ -77,7 +77,7 @@ class KVWatch:
     def _compare(self, level: ModelLevel, rows: list[int]) -> None:
         """Committed keys and values, bit for bit with those of one pass over all tokens of all rows."""
         shared: Any = level._cache
-        counts = shared.valid[rows].tolist()
+        counts = [shared.valid[row] for row in rows]
         ids = [token for row, n in zip(rows, counts, strict=True) for token in self.rows[row][:n]]
         if not ids:
             return
@@ -98,7 +98,7 @@ class KVWatch:
             shared: Any = level._cache
             for held in (*shared.cache.k, *shared.cache.v):
                 for row in rows:
-                    beyond = held[row, :, int(shared.valid[row]) :]
+                    beyond = held[row, :, shared.valid[row] :]
                     signs = torch.randint(0, 2, beyond.shape, generator=self._generator) * 2 - 1
                     beyond.copy_(1e4 * signs)
 
@@ -177,7 +177,7 @@ def only_the_target_rolls_back() -> AbstractContextManager[Any]:
     """What a model below computed for refused drafts stays in its cache."""
     exact = ModelLevel.keep
 
-    def keep(self: ModelLevel, rows: Tensor, lengths: Tensor) -> None:
+    def keep(self: ModelLevel, rows: list[int], lengths: list[int]) -> None:
         if self._index == 0:
             with patch.object(self, "_inner", None):
                 exact(self, rows, lengths)

@@ -23,13 +23,13 @@ class Told(Outlook):
 def test_every_row_commits_and_tells_its_own() -> None:
     # highest at 0, 1, 2, 3, 4, 5, ahead of the next one by 1, 2, 3, 4, 5, 6
     logits = torch.diag(torch.arange(1.0, 7.0))
-    best, leads = torch.arange(6), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    drafts = torch.tensor([[0, 5], [0, 0], [4, 7]])
+    best, values = list(range(6)), [[float(lead), 0.0] for lead in range(1, 7)]
+    drafts: list[list[int]] = [[0, 5], [], [4]]
     outlook = Told()
     del outlook.pairs[:]
     margins = [[0.1, 0.2], [], [0.3]]
-    proposal = Proposal(drafts, torch.tensor([2, 0, 1]), None, margins, outlook)
-    committed, found = compare(proposal, logits, best, leads)
+    proposal = Proposal(drafts, None, margins, outlook)
+    committed, found = compare(proposal, logits, best, values)
     # the first row's second draft is refused; the second had none; of the third row the one stands
     assert committed == [[0, 1], [3], [4, 5]]
     assert found == [[1.0, 2.0], [4.0], [5.0, 6.0]]

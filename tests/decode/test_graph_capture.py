@@ -234,7 +234,7 @@ def test_state_that_python_keeps_is_lost_in_a_graph(monkeypatch: pytest.MonkeyPa
 
     def mutant(self: FixedLevel, lengths: Tensor, limits: Tensor, most: int) -> Any:
         out = fixed_round(self, lengths, limits, most)
-        self._cache.valid = self._cache.valid.clone()
+        self._cache.fixed = self._cache.fixed.clone()
         return out
 
     case = Case(random.Random(3), ["small"], 0.0)

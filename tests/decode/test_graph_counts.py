@@ -68,11 +68,12 @@ def _captured(
     # no row may get a token while it is captured
     graph = Captured(one_round, (0, 0), depth=1)
     runner.start(prompts, seeds)
-    before = torch.tensor([len(prompt) for prompt in prompts])
-    first = runner.round(rows, before, torch.ones_like(before), "prefill")
-    texts, drafted = first.ids[:, :1].tolist(), [[0] for _ in prompts]
-    lengths.copy_(before + 1)
-    ends.copy_(before + NEW_TOKENS)
+    before = [len(prompt) for prompt in prompts]
+    first = runner.round(rows.tolist(), before, [1] * len(prompts), "prefill")
+    runner._begin(rows.tolist(), [length + 1 for length in before], [0] * len(prompts))
+    texts, drafted = first.ids, [[0] for _ in prompts]
+    lengths.copy_(torch.tensor(before) + 1)
+    ends.copy_(torch.tensor(before) + NEW_TOKENS)
     while bool((lengths < ends).any()):
         graph.launch()
         for row, (num_tokens, num_drafts, *ids) in enumerate(graph.result().tolist()):

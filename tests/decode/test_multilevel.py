@@ -64,7 +64,7 @@ class CacheWatch:
             # the target's own part holds all but the last token, which is not in the cache yet
             assert self.caches[0].valid[row] == len(committed) - 1
             for shared in self.caches:
-                valid = int(shared.valid[row])
+                valid = shared.valid[row]
                 assert valid < len(committed)
                 assert torch.equal(shared.cache.ids[row, :valid], committed[:valid])
                 self.num_checked += valid

@@ -15,8 +15,8 @@ from tests.decode.tabular import TabularModel, random_tables
 
 def test_counts_of_hand_made_rounds() -> None:
     stats = SpecDecodingStats("mxfp4a8")
-    stats.record(torch.tensor([3, 3, 2, 0]), torch.tensor([3, 1, 0, 0]))
-    stats.record(torch.tensor([1, 4]), torch.tensor([1, 2]))
+    stats.record([3, 3, 2, 0], [3, 1, 0, 0])
+    stats.record([1, 4], [1, 2])
     assert stats.num_drafts == 5
     assert stats.num_draft_tokens == 13
     assert stats.num_accepted_tokens == 7
@@ -32,7 +32,7 @@ def test_counts_of_hand_made_rounds() -> None:
 
 def test_nothing_drafted_divides_by_nothing() -> None:
     stats = SpecDecodingStats("ngram")
-    stats.record(torch.tensor([0, 0]), torch.tensor([0, 0]))
+    stats.record([0, 0], [0, 0])
     assert stats.num_drafts == 0
     assert (stats.acceptance_rate, stats.per_token_acceptance, stats.mean_acceptance_length) == (
         0.0,

@@ -11,6 +11,7 @@ from qspec_kernels.backends.triton import (
     hadamard,
     silu_mul_hadamard_quantize_act,
     softmax,
+    top2,
 )
 from tests.gpu.test_fixed_order import first, float_sums, intermediate, matrix_units
 
@@ -19,6 +20,7 @@ from tests.gpu.test_fixed_order import first, float_sums, intermediate, matrix_u
     ("module", "words", "sums"),
     [
         (argmax, "pieces", 0),
+        (top2, "pieces", 0),
         (softmax, "pieces", 11),
         (softmax, "row", 6),
         (draw, "pieces", 11),

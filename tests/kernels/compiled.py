@@ -110,8 +110,8 @@ def cases() -> dict[str, Case]:
         "silu_mul": on_features(qk.silu_mul),
         "silu_mul_hadamard_quantize_act": on_features(qk.silu_mul_hadamard_quantize_act),
         "silu_mul_quantize_act": on_features(qk.silu_mul_quantize_act),
-        "top2": (lambda x: qk.top2(x), lambda m: (normal(m, K),)),
         "softmax": on_features(lambda x: qk.softmax(x, 0.7)),
+        "top2": (qk.top2, lambda m: (normal(m, K),)),
     }
 
 

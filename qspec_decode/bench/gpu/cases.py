@@ -32,7 +32,7 @@ _MAKERS: dict[str, Maker] = {
     "attention": attentions,
     "embedding": embeddings,
     "rescore": rescores,
-    **dict.fromkeys(("argmax", "softmax"), choices),
+    **dict.fromkeys(("argmax", "top2", "softmax"), choices),
     **dict.fromkeys(("draw", "draw_residual"), draws),
 }
 OPS = (*cases_linear.OPS, *_MAKERS)
@@ -49,5 +49,5 @@ def cases(op: str) -> list[Case]:
 
 def _dtypes(op: str) -> Sequence[torch.dtype]:
     """What a kernel takes: logits and distributions are not rounded."""
-    wide = ("argmax", "softmax", "draw", "draw_residual", "embedding")
+    wide = ("argmax", "top2", "softmax", "draw", "draw_residual", "embedding")
     return (torch.float32,) if op in wide else (torch.float32, torch.bfloat16)

@@ -24,7 +24,7 @@ def rescores(op: str, dtype: torch.dtype, generator: torch.Generator) -> Iterato
 
 
 def choices(op: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Case]:
-    """argmax and softmax: logits, and logits most of which are masked."""
+    """argmax, top2 and softmax: logits, and logits most of which are masked."""
     for n in (301, 40001):
         x = random(generator, dtype, ROWS, n)
         masked = x.masked_fill(torch.rand(ROWS, n, generator=generator) < 0.9, -torch.inf)

@@ -14,11 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qspec_kernels.backends.triton._highest import NONE, key_of, place_of
 from qspec_kernels.backends.triton._pieces import WARPS, cut
 from qspec_kernels.backends.triton._rows import launch, variant
 from qspec_kernels.backends.triton._variants import Variant
-
-_NONE = tl.constexpr(-(2**63))
 
 
 @triton.jit
@@ -28,13 +27,7 @@ def _highest_of_piece(
     """Program (row, piece): keys int64 [M, PIECES]."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * PIECE + tl.arange(0, PIECE)
-    # + 0 makes a negative zero positive, for the two are equal
-    value = tl.load(x + row * N + at, mask=at < N, other=float("-inf")) + 0.0
-    bits = value.to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    # a NaN of either sign is above all numbers
-    ordered = tl.where(value == value, ordered, 0x7FFFFFFF)
-    key = tl.where(at < N, (ordered.to(tl.int64) << 32) + (0x7FFFFFFF - at), _NONE)
+    key = key_of(tl.load(x + row * N + at, mask=at < N, other=float("-inf")), at, N)
     tl.store(keys + row * PIECES + tl.program_id(1), tl.max(key, 0))
 
 
@@ -45,11 +38,7 @@ def _highest_of_row(
     """Program (row): ids int64 [M]."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDE)
-    key = tl.max(tl.load(keys + row * PIECES + at, mask=at < PIECES, other=_NONE), 0)
-    # the bits of the highest, as they order; from infinity on, and from the one below zero down, it is none
-    bits = key >> 32
-    finite = (bits < 0x7F800000) & (bits > -0x7F800001)
-    tl.store(ids + row, tl.where(finite, 0x7FFFFFFF - (key & 0x7FFFFFFF), -1))
+    tl.store(ids + row, place_of(tl.max(tl.load(keys + row * PIECES + at, mask=at < PIECES, other=NONE), 0)))
 
 
 def argmax(x: Tensor) -> Tensor:

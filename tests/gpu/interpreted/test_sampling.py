@@ -1,4 +1,4 @@
-"""`argmax`, `softmax`, `draw`, `draw_residual`, interpreted, their rows cut into pieces of a few values."""
+"""Choices and draws, interpreted, their rows cut into pieces of a few values."""
 
 import pytest
 import torch
@@ -52,6 +52,29 @@ def test_argmax_takes_the_lowest_of_equals():
         x[0, places] = 1.0
         assert qk.argmax(x).tolist() == places[:1]
     assert qk.argmax(torch.tensor([[-0.0, 0.0], [0.0, -0.0]])).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_top2(rng, n):
+    check_top2(rng, n)
+
+
+def check_top2(rng, n):
+    x = torch.randint(0, 9, (12, n), generator=rng).float() - 4
+    x[1] = -torch.inf
+    x[2, n // 2] = torch.nan
+    x[3, -1], x[4, -1] = torch.inf, -torch.nan
+    x[5, : n - 1] = -torch.inf
+    x[6] = -3e38
+    x[7, 0], x[7, -1] = 7.0, 6.5
+    x[8, 0], x[8, -1] = 6.5, 7.0
+    x[9, 0] = x[9, -1] = 7.0
+    x[10] = -torch.rand(n, generator=rng)
+    ids, values = qk.top2(x)
+    assert ids.tolist() == [sampling.argmax(row) for row in x]
+    for choice, found, row in zip(ids.tolist(), values, x.tolist(), strict=True):
+        expected = sorted(row, reverse=True)[:2] + [-torch.inf] * (n == 1)
+        assert found.isnan().all() if choice < 0 else found.tolist() == expected
 
 
 @pytest.mark.parametrize("n", WIDTHS)
@@ -222,6 +245,7 @@ def _of_all_rows(right, x, temperature):
 
 MUTANTS = {
     "argmax": lambda right, x: x.shape[1] - 1 - right(x.flip(1)),
+    "top2": lambda right, x: (right(x)[0], right(x)[1].flip(1)),
     "softmax": lambda right, x, temperature: right(x, 1.0),
     "draw": lambda right, weights, number, rows, without: right(weights, number, rows, None),
     "draw_residual": lambda right, p, q, number, p_rows, q_rows: right(p, q * 0, number, p_rows, q_rows),
@@ -232,6 +256,7 @@ MUTANTS = {
 def test_the_checks_catch(mutate, rng, op):
     tests = {
         "argmax": lambda: check_argmax(rng, 7),
+        "top2": lambda: check_top2(rng, 7),
         "softmax": lambda: check_softmax(rng, PIECE + 1, 0.3),
         "draw": lambda: checks.test_draw.hypothesis.inner_test(None, 7, 4, 1, True),
         "draw_residual": lambda: checks.test_draw_residual.hypothesis.inner_test(None, 37, 4, 4),
