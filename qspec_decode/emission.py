@@ -72,7 +72,7 @@ def rectangle(flat: Tensor, counts: Tensor, width: int) -> Tensor:
 
 
 def padded(ragged: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids as a rectangle, zeros on the right, and how many each has."""
+    """Rows of ids as int64 [rows, longest], zeros on the right, and how many each has, [rows]."""
     counts = [len(row) for row in ragged]
     width = max(counts, default=0)
     filled = [[*row, *[0] * (width - len(row))] for row in ragged]

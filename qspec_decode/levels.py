@@ -226,7 +226,7 @@ class ModelLevel:
                 break
             if self._outlook and not self._outlook.pays([likely[place] for place in places], len(rows)):
                 break
-            fed = self._run.buffer.flat_tokens(
+            fed = self._run.buffer.as_tensors(
                 [drafts[place][-1] for place in places],
                 [rows[place] for place in places],
                 [lengths[place] + len(drafts[place]) - 1 for place in places],

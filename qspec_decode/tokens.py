@@ -90,12 +90,12 @@ class TokenBuffer:
             ids += self.texts[row][start:end]
             of_row += [row] * (end - start)
             positions += range(start, end)
-        flat = self.flat_tokens(ids, of_row, positions)
+        flat = self.as_tensors(ids, of_row, positions)
         at = None if len(logits_at) == len(ids) else torch.tensor(logits_at).to(self._device)
         return FlatTokens(flat[0], flat[1], flat[2], at)
 
-    def flat_tokens(
+    def as_tensors(
         self, ids: Sequence[int], rows: Sequence[int], positions: Sequence[int]
     ) -> Int64[Tensor, "3 tokens"]:
-        """Numbers of tokens as three tensors where the model is, by one copy."""
+        """One of each for every token, as rows of one tensor where the model is."""
         return torch.tensor((ids, rows, positions)).to(self._device)

@@ -8,6 +8,7 @@ from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput, Streamer
 from qspec_decode.precision import canonical
+from qspec_decode.protocol import Model
 from qspec_decode.sampling import SamplingParams
 from qspec_decode.speculate import speculate
 from qspec_decode.speculative_config import Drafting, SpeculativeConfig, drafting
@@ -24,6 +25,11 @@ class Contender:
     def title(self) -> str:
         """As people write it: `bf16 <- mxfp4 <- small`."""
         return " <- ".join([self.target, *self.drafts]) if self.drafts else f"{self.target} alone"
+
+    def levels(self, small: Model | None) -> list[Draft]:
+        """Its drafts as `speculate` takes them; `small` is what "small" and "small:precision" stand for."""
+        named = ((name, small_precision(name)) for name in self.drafts)
+        return [name if small is None or own is None else DraftModel(small, own) for name, own in named]
 
     @property
     def plain(self) -> "Contender":
@@ -99,15 +105,11 @@ class Arena:
         target = contender.target
         if not contender.drafts:
             return generate(self.model, [prompt], target=target, sampling=sampling, streamer=streamer)
-        drafts: list[Draft] = [
-            DraftModel(self.small, precision) if (precision := small_precision(name)) else name
-            for name in contender.drafts
-        ]
         return speculate(
             self.model,
             [prompt],
             target=target,
-            draft=drafts,
+            draft=contender.levels(self.small),
             sampling=sampling,
             streamer=streamer,
         )

@@ -8,7 +8,6 @@ from qspec_decode.bench.agreement import Voice
 from qspec_decode.bench.contenders import Contender, small_precision
 from qspec_decode.bench.passes import Pass
 from qspec_decode.generate import generate
-from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput
 from qspec_decode.precision import canonical
@@ -103,12 +102,7 @@ class Ours:
         target = self.contender.target
         if not self.contender.drafts:
             return generate(self.model, prompts, target=target, sampling=sampling)
-        drafts: list[Draft] = [
-            DraftModel(self.small, precision)
-            if (precision := small_precision(name)) and self.small is not None
-            else name
-            for name in self.contender.drafts
-        ]
+        drafts = self.contender.levels(self.small)
         # with a K alone every round would draft K
         config = SpeculativeConfig(None if self.ends_early else self.num_speculative_tokens)
         return speculate(self.model, prompts, target=target, draft=drafts, sampling=sampling, config=config)
@@ -136,14 +130,14 @@ def parse_ladders(text: str, precisions: Sequence[str], of_small: Sequence[str])
                 "Write target<-draft, as in 'bf16<-mxfp4;bf16<-mxfp4<-small'. Plain decoding always runs.",
             )
         for depth, name in enumerate((target, *drafts)):
-            is_small = name.partition(":")[0] == "small"
-            is_other = depth > 0 and (name == "ngram" or (is_small and small_precision(name) in of_small))
+            own = small_precision(name)
+            is_other = depth > 0 and (name == "ngram" or own in of_small)
             if name == "ngram" and depth != len(drafts):
                 raise UsageError(
                     f"--ladders has ngram in {part!r}; expected it as the last draft",
                     "It drafts from the tokens alone, so nothing can draft for it.",
                 )
-            if not is_other and (is_small or canonical(name) not in precisions):
+            if not is_other and (own is not None or canonical(name) not in precisions):
                 small = f" small, small:{', small:'.join(of_small)}," if of_small else ""
                 raise UsageError(
                     f"--ladders has {name!r} in {part!r}; expected one of {', '.join(precisions)}",

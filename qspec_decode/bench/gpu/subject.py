@@ -17,7 +17,6 @@ from qspec_decode.demo import prompts
 from qspec_decode.demo.run import PRECISIONS
 from qspec_decode.demo.widen import widen
 from qspec_decode.generate import generate
-from qspec_decode.ladder import Draft, DraftModel
 from qspec_decode.load import load, load_tokenizer
 from qspec_decode.model import Transformer
 from qspec_decode.output import DecodingOutput
@@ -76,9 +75,7 @@ class Demo:
 
     def decoder(self, contender: Contender, graphs: bool) -> Decode:
         """By `generate` or `speculate`; end-of-text ids end nothing, so that all are equally long."""
-        drafts: list[Draft] = [
-            DraftModel(self.small) if name == "small" else name for name in contender.drafts
-        ]
+        drafts = contender.levels(self.small)
         counts = contender.num_speculative_tokens if drafts else None
         config = SpeculativeConfig(counts, enforce_eager=not graphs)
 

@@ -65,17 +65,18 @@ inline f32 load_or_zero(const T* row, int64_t d, int64_t dim) {
     return left >= kLanes ? load(row + d) : left > 0 ? load_first(row + d, static_cast<int>(left)) : zero();
 }
 
-// Two registers of consecutive features. Those of bf16 come as pairs, of which one register takes the first
-// and the other the second ones; `in_order` undoes that.
+// bf16 features two by two, the first and the second ones of all pairs apart.
+inline void split(i32 pairs, f32& first, f32& second) {
+    first = from_bits(shift_left<16>(pairs));
+    second = from_bits(bit_and(pairs, set1(static_cast<int32_t>(0xffff0000))));
+}
+
+// Two registers of consecutive features; those of bf16 split, which `in_order` undoes.
 inline void load_two(const float* row, f32& a, f32& b) {
     a = load(row);
     b = load(row + kLanes);
 }
-inline void load_two(const uint16_t* row, f32& a, f32& b) {
-    const i32 pairs = load_bits(row);
-    a = from_bits(shift_left<16>(pairs));
-    b = from_bits(bit_and(pairs, set1(static_cast<int32_t>(0xffff0000))));
-}
+inline void load_two(const uint16_t* row, f32& a, f32& b) { split(load_bits(row), a, b); }
 
 // Rows of whole registers: the cache's own, or where those are none a copy in `room` with zeros behind them.
 template <class T>
@@ -109,10 +110,10 @@ void transpose_keys(const uint16_t* k, int count, int64_t wide, float* keys) {
                 square[i] = j + i < count ? from_bits(load_bits(k + (j + i) * wide + d)) : zero();
             if (j < count) transpose(square);
             for (int i = 0; i < kLanes; ++i) {
-                const i32 pairs = bits(square[i]);
-                float* to = keys + (d + 2 * i) * kBlock + j;
-                store(to, from_bits(shift_left<16>(pairs)));
-                store(to + kBlock, from_bits(bit_and(pairs, set1(static_cast<int32_t>(0xffff0000)))));
+                f32 first, second;
+                split(bits(square[i]), first, second);
+                store(keys + (d + 2 * i) * kBlock + j, first);
+                store(keys + (d + 2 * i + 1) * kBlock + j, second);
             }
         }
 }
