@@ -36,7 +36,7 @@ def read_pass(data: Tensor) -> int:
         )
     calls = _calls()
     checksum = torch.empty(1, dtype=torch.int32)
-    calls.call("read_pass", checksum, data, data.nbytes, calls.num_threads())
+    calls.call("read_pass", checksum, data, data.nbytes, calls.num_threads(), at_once=True)
     return int(checksum) % (1 << 32)
 
 
@@ -65,7 +65,7 @@ def compute_pass(kind: str, iterations: int) -> int:
         raise UsageError(f"kind is {kind!r}; expected one of {', '.join(PEAKS)}")
     calls = _calls()
     operations = torch.empty(1, dtype=torch.int64)
-    calls.call("compute_pass", operations, PEAKS[kind], iterations, calls.num_threads())
+    calls.call("compute_pass", operations, PEAKS[kind], iterations, calls.num_threads(), at_once=True)
     return int(operations)
 
 

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from qspec_kernels.backends.cpp import calls
+from qspec_kernels.backends.cpp import calls, library
 
 WORD, READ, FILLED = range(3)
 
@@ -54,13 +54,14 @@ class _Outputs:
 
 
 class _Log:
-    """Stands in for the recording of a program."""
+    """Stands in for the recording of a program, but makes the calls that it notes."""
 
     def __init__(self, arena: _Outputs):
         self.arena = arena
         self.calls: list[Call] = []
 
     def add(self, name: str, words: "ctypes.Array[ctypes.c_uint64]", values: tuple[calls.Value, ...]) -> None:
+        library.check(library.function(name)(words))
         arguments: list[tuple[int, int | bytes]] = []
         for word, value in zip(words, values, strict=True):
             if isinstance(value, Tensor):

@@ -95,6 +95,21 @@ def test_what_is_not_recorded_is_refused(native, rng):
     assert len(program) == 1
 
 
+def test_kernels_run_at_the_end_of_the_block(native, rng):
+    layer, workspace = Layer(rng, "bf16", "a16"), qk.Workspace()
+    cache = layer.new_cache()
+    before = cache.clone()
+    with workspace.record():
+        layer(*tokens(0), cache)
+        assert same_bits(cache, before), "a kernel ran while calls were noted"
+    assert not same_bits(cache, before)
+    before = cache.clone()
+    with pytest.raises(ZeroDivisionError), workspace.record():
+        layer(*tokens(1), cache)
+        raise ZeroDivisionError
+    assert same_bits(cache, before), "half a pass was run"
+
+
 def test_an_op_left_out_would_be_noticed(native, rng, monkeypatch):
     # without the guard, torch's own arithmetic happens once and never again
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""How launchers call kernels: at once, and while a program is being recorded also into that program."""
+"""How launchers call kernels: at once, or while a program is being recorded into that program."""
 
 import bisect
 import ctypes
@@ -101,7 +101,7 @@ class Recording:
         self._kept += [v for v in values if isinstance(v, Tensor) and not self.arena.owns(v)]
 
     def replay(self) -> None:
-        """Run the calls again, on whatever the memory they read holds now."""
+        """Run the calls, on whatever the memory they read holds now."""
         if self._native is None:
             self._native = (ctypes.c_uint64 * len(self._calls))(*self._calls)
         library.check(self._library.handle.qspec_replay(self._native, ctypes.c_int64(len(self))))
@@ -114,7 +114,7 @@ def recording() -> Recording | None:
 
 @contextmanager
 def record(arena: Arena) -> Iterator[Recording]:
-    """Record this thread's calls, which are also made."""
+    """Note this thread's calls instead of making them."""
     outer = recording()
     _state.recording = Recording(arena)
     try:
@@ -149,11 +149,17 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype) if active is None else active.arena.empty(shape, dtype)
 
 
-def call(name: str, *values: Value) -> None:
-    """Run the kernel qspec_<name>. A tensor stands for its memory, None for no memory."""
+def call(name: str, *values: Value, at_once: bool = False) -> None:
+    """Run the kernel qspec_<name>; while a program is being recorded, note it for that.
+
+    A tensor stands for its memory, None for no memory. With `at_once` the kernel runs in either case, for
+    callers that read its results.
+    """
     words = (ctypes.c_uint64 * len(values))(*map(_word, values))
-    library.check(library.function(name)(words))
-    if (active := recording()) is not None:
+    active = recording()
+    if active is None or at_once:
+        library.check(library.function(name)(words))
+    if active is not None:
         active.add(name, words, values)
 
 
