@@ -6,6 +6,7 @@ as CUDA graphs it is the round of `speculate` without a draft.
 
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from qspec_decode.graphs import pool
 from qspec_decode.graphs.wanted import Wanted, captures
 from qspec_decode.noise import Purpose, RowSeed, Seed, row_seeds, uniform
 from qspec_decode.output import DecodingOutput, Streamer
-from qspec_decode.protocol import Model, device_of, give_back, top2
+from qspec_decode.protocol import FlatTokens, Model, device_of, forward, give_back, top2
 from qspec_decode.sampling import SamplingParams, checked, draw, probabilities
 from qspec_decode.speculative_config import SpeculativeConfig
 from qspec_kernels import exclusive_threads
@@ -87,15 +88,13 @@ def generate(
     cache = model.new_cache(len(prompts), roomy(capacity), precision)
     lengths = [len(prompt) for prompt in prompts]
     active = list(range(len(prompts)))
-    logits = model.forward(
-        torch.tensor([token for prompt in prompts for token in prompt]).to(device),
-        torch.tensor([row for row in active for _ in prompts[row]]).to(device),
-        torch.tensor([position for length in lengths for position in range(length)]).to(device),
-        cache,
-        precision,
-        logits_at=(torch.tensor(lengths).cumsum(0) - 1).to(device),
-        phase="prefill",
+    flat = FlatTokens(
+        [token for prompt in prompts for token in prompt],
+        [row for row in active for _ in prompts[row]],
+        [position for length in lengths for position in range(length)],
+        [end - 1 for end in accumulate(lengths)],
     )
+    logits = forward(model, flat, cache, precision, phase="prefill")
     token_ids: list[list[int]] = [[] for _ in prompts]
     finish_reasons = [""] * len(prompts)
     prefill_seconds = 0.0
@@ -123,8 +122,9 @@ def generate(
         active = [row for row in active if not finish_reasons[row]]
         if not active:
             break
-        last = torch.tensor([(token_ids[row][-1], row, lengths[row] - 1) for row in active])
-        logits = model.forward(*last.T.contiguous().to(device), cache, precision)
+        last = [token_ids[row][-1] for row in active]
+        flat = FlatTokens(last, active, [lengths[row] - 1 for row in active])
+        logits = forward(model, flat, cache, precision)
         num_steps += 1
     give_back(cache)
     if streamer:

@@ -20,7 +20,7 @@ from qspec_decode.emission import Emission, compare, padded, rectangle
 from qspec_decode.noise import Purpose, uniform
 from qspec_decode.outlook import Outlook
 from qspec_decode.proposal import Drafts, Level, Proposal, Run
-from qspec_decode.protocol import Cache, Model
+from qspec_decode.protocol import Cache, FlatTokens, Model
 from qspec_decode.sampling import checked, draw, probabilities
 from qspec_decode.stats import SpecDecodingStats
 
@@ -226,16 +226,13 @@ class ModelLevel:
                 break
             if self._outlook and not self._outlook.pays([likely[place] for place in places], len(rows)):
                 break
-            fed = self._run.buffer.as_tensors(
+            fed = FlatTokens(
                 [drafts[place][-1] for place in places],
                 [rows[place] for place in places],
                 [lengths[place] + len(drafts[place]) - 1 for place in places],
             )
-            logits = self._model.forward(
-                *fed.unbind(),
-                self._cache.cache,
-                self._precision,
-                draft_head=self._draft_head,
+            logits = protocol.forward(
+                self._model, fed, self._cache.cache, self._precision, draft_head=self._draft_head
             )
         for row, length, ids in zip(rows, lengths, drafts, strict=True):
             if ids:
@@ -253,14 +250,11 @@ class ModelLevel:
         phase: str,
     ) -> Tensor:
         """Run positions starts..ends-1; logits float32 [sum(ends - wanted), vocab], rows in order."""
-        flat = self._run.buffer.flat(rows, starts, wanted, ends)
-        logits = self._model.forward(
-            flat.ids,
-            flat.rows,
-            flat.positions,
+        logits = protocol.forward(
+            self._model,
+            self._run.buffer.flat(rows, starts, wanted, ends),
             self._cache.cache,
             self._precision,
-            logits_at=flat.logits_at,
             draft_head=self._draft_head,
             phase=phase,
         )

@@ -1,5 +1,6 @@
 """`Transformer`: Llama, Mistral and Qwen layers over the kernels, in any precision that was loaded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ class Transformer:
         self.eos_token_ids = config.eos_token_ids
         self.precisions = names.served_by(sets)
         self.device = embedding.device
+        self.takes_numbers = self.device.type == "cpu"
         inv_freq, scaling = rotary.frequencies(config.rope, config.head_dim)
         self._rotary = RotaryEmbedding(inv_freq.to(self.device), scaling)
         self._scale = config.head_dim**-0.5
@@ -129,13 +131,13 @@ class Transformer:
 
     def forward(
         self,
-        ids: Int[Tensor, " tokens"],
-        rows: Int[Tensor, " tokens"],
-        positions: Int[Tensor, " tokens"],
+        ids: Int[Tensor, " tokens"] | Sequence[int],
+        rows: Int[Tensor, " tokens"] | Sequence[int],
+        positions: Int[Tensor, " tokens"] | Sequence[int],
         cache: KVCache,
         precision: str,
         *,
-        logits_at: Int[Tensor, " wanted"] | None = None,
+        logits_at: Int[Tensor, " wanted"] | Sequence[int] | None = None,
         draft_head: bool = False,
         phase: str = "decode",
     ) -> Float[Tensor, "wanted vocab"]:
@@ -150,7 +152,7 @@ class Transformer:
             When no weight set that was loaded serves `precision`.
         """
         weights, act = self._plan(precision)
-        inputs = (ids, rows, positions) if logits_at is None else (ids, rows, positions, logits_at)
+        given = (ids, rows, positions) if logits_at is None else (ids, rows, positions, logits_at)
 
         def compute(ids: Tensor, rows: Tensor, positions: Tensor, logits_at: Tensor | None = None) -> Tensor:
             x = self._embed(ids, weights, precision)
@@ -160,9 +162,14 @@ class Transformer:
                 x = embedding(x, logits_at, dtype=self.dtype)
             return self._logits(x, weights, act, draft_head)
 
+        inputs = zip(given, _INPUTS[: len(given)], strict=True)
         if cache.replay is None or len(ids) > MAX_TOKENS:
-            return compute(ids, rows.to(torch.int32), positions.to(torch.int32), logits_at)
-        return cache.replay.run((precision, draft_head), compute, inputs, _INPUTS)
+            return compute(
+                *(torch.as_tensor(each, dtype=dtype, device=self.device) for each, dtype in inputs)
+            )
+        # numbers, because a program's memory takes them faster than a tensor of them is made
+        numbers = [(each.tolist() if isinstance(each, Tensor) else each, dtype) for each, dtype in inputs]
+        return cache.replay.run((precision, draft_head), compute, numbers)
 
     def top2(
         self, logits: Float[Tensor, "wanted vocab"], cache: KVCache

@@ -1,5 +1,6 @@
 """`Model`: all that decoding asks of a model, so that tests can put tables in its place."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -29,8 +30,9 @@ class Model(Protocol):
     A model may also have `vocabulary`, a digest of its tokenizer's tokens and ids: two models with equal
     ones can draft for each other even if the widths of their logits differ. It may have `device`, where
     it takes ids and returns logits; without it that is the CPU. It may have `bytes_per_pass(precision, *,
-    draft_head)`, the bytes of weights that a pass reads, from which the costs of levels are compared. And it
-    may have `top2(logits, cache)`: `qspec_kernels.top2`, where it has a faster way to that of the last pass.
+    draft_head)`, the bytes of weights that a pass reads, from which the costs of levels are compared. It may
+    have `top2(logits, cache)`: `qspec_kernels.top2`, where it has a faster way to that of the last pass. And
+    where it has `takes_numbers`, which is true, its `forward` takes lists of numbers in place of tensors.
     """
 
     @property
@@ -78,6 +80,24 @@ class Model(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FlatTokens:
+    """Tokens of any rows in the flat form that `Model.forward` takes, as numbers.
+
+    Parameters
+    ----------
+    ids, rows, positions
+        One entry per token: its id, its row of the batch, its absolute position.
+    logits_at
+        Indices of the tokens whose logits are wanted; None for all of them.
+    """
+
+    ids: list[int]
+    rows: list[int]
+    positions: list[int]
+    logits_at: list[int] | None = None
+
+
 class Relay:
     """A model that leaves everything to another one, for subclasses that change a part of it.
 
@@ -105,6 +125,28 @@ class Relay:
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """As `Model.forward`."""
         return self._model.forward(*inputs, **options)
+
+
+def forward(
+    model: Model,
+    tokens: FlatTokens,
+    cache: Cache,
+    precision: str,
+    *,
+    draft_head: bool = False,
+    phase: str = "decode",
+) -> Tensor:
+    """`Model.forward`; the numbers become tensors where the model is, unless it takes them as they are."""
+    flat: Any = tokens.ids, tokens.rows, tokens.positions
+    at: Any = tokens.logits_at
+    if not getattr(model, "takes_numbers", False):
+        device = device_of(model)
+        flat = torch.tensor(flat).to(device)
+        at = None if at is None else torch.tensor(at).to(device)
+    ids, rows, positions = flat
+    return model.forward(
+        ids, rows, positions, cache, precision, logits_at=at, draft_head=draft_head, phase=phase
+    )
 
 
 def give_back(cache: Cache) -> None:

@@ -1,6 +1,7 @@
 """Forward passes as programs: recorded for each number of tokens, replayed from then on."""
 
-from collections.abc import Callable, Hashable
+import ctypes
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,9 +20,9 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class _Step:
-    """A program, its inputs and its result, and programs that compute from that."""
+    """A program, the numbers that it reads and its result, and programs that compute from that."""
 
-    inputs: list[Tensor]
+    inputs: list[Any]
     program: Program
     out: Tensor
     followers: dict[Callable[[Tensor], Any], tuple[Program, Any]] = field(default_factory=dict)
@@ -52,32 +53,31 @@ class Replay:
         self,
         key: Hashable,
         function: Callable[..., Tensor],
-        inputs: tuple[Tensor, ...],
-        dtypes: tuple[torch.dtype, ...],
+        inputs: Sequence[tuple[Sequence[int], torch.dtype]],
     ) -> Tensor:
-        """function(*inputs), by a program where `key` has been seen: it names all but the inputs' values.
+        """function(*tensors of the inputs), by a program where `key` has been seen.
 
-        The function gets the first input in the first of `dtypes`, and so on. The result is good until the
-        next call.
+        It names all but the inputs' values. Each input is its numbers and the type in which the function gets
+        them, torch.int32 or torch.int64. The result is good until the next call.
         """
-        kind, key = key, (key, num_threads(), *(tensor.shape for tensor in inputs))
+        kind, key = key, (key, num_threads(), *(len(numbers) for numbers, _ in inputs))
         step = self._steps.get(key)
         if step is not None:
-            for buffer, tensor in zip(step.inputs, inputs, strict=True):
-                buffer.copy_(tensor)
+            for array, (numbers, _) in zip(step.inputs, inputs, strict=True):
+                array[:] = numbers
             step.program.replay()
             self._latest = step
             return step.out
         if len(self._steps) == _MAX_PROGRAMS:
             self._steps.pop(next(iter(self._steps)))
-        pairs = zip(inputs, dtypes[: len(inputs)], strict=True)
-        buffers = [self._workspace.empty(tensor.shape, dtype) for tensor, dtype in pairs]
-        for buffer, tensor in zip(buffers, inputs, strict=True):
-            buffer.copy_(tensor)
+        tensors = [self._workspace.empty((len(numbers),), dtype) for numbers, dtype in inputs]
+        arrays = [_array(tensor) for tensor in tensors]
+        for array, (numbers, _) in zip(arrays, inputs, strict=True):
+            array[:] = numbers
         with self._workspace.record(guarded=kind not in self._kinds) as program:
-            out = self._workspace.result(function(*buffers))
+            out = self._workspace.result(function(*tensors))
         self._kinds.add(kind)
-        self._latest = self._steps[key] = _Step(buffers, program, out)
+        self._latest = self._steps[key] = _Step(arrays, program, out)
         return out
 
     def follow(self, function: Callable[[Tensor], _Result], out: Tensor) -> _Result:
@@ -98,3 +98,11 @@ class Replay:
             result = function(out)
         step.followers[function] = program, result
         return result
+
+
+def _array(tensor: Tensor) -> Any:
+    """The tensor's memory as an array that takes a list of numbers at once, and keeps the tensor."""
+    kind = {torch.int32: ctypes.c_int32, torch.int64: ctypes.c_int64}[tensor.dtype]
+    array = (kind * len(tensor)).from_address(tensor.data_ptr())
+    array.tensor = tensor
+    return array

@@ -1,29 +1,12 @@
 """The tokens of a batch: one buffer for committed and speculative ids, and flat calls made from it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class FlatTokens:
-    """A ragged selection of tokens in the flat form that `Model.forward` takes.
-
-    Parameters
-    ----------
-    ids, rows, positions
-        One entry per token: its id, its row of the batch, its absolute position.
-    logits_at
-        Indices of the tokens whose logits are wanted; None for all of them.
-    """
-
-    ids: Int64[Tensor, " tokens"]
-    rows: Int64[Tensor, " tokens"]
-    positions: Int64[Tensor, " tokens"]
-    logits_at: Int64[Tensor, " wanted"] | None
+from qspec_decode.protocol import FlatTokens
 
 
 class TokenBuffer:
@@ -90,12 +73,4 @@ class TokenBuffer:
             ids += self.texts[row][start:end]
             of_row += [row] * (end - start)
             positions += range(start, end)
-        flat = self.as_tensors(ids, of_row, positions)
-        at = None if len(logits_at) == len(ids) else torch.tensor(logits_at).to(self._device)
-        return FlatTokens(flat[0], flat[1], flat[2], at)
-
-    def as_tensors(
-        self, ids: Sequence[int], rows: Sequence[int], positions: Sequence[int]
-    ) -> Int64[Tensor, "3 tokens"]:
-        """One of each for every token, as rows of one tensor where the model is."""
-        return torch.tensor((ids, rows, positions)).to(self._device)
+        return FlatTokens(ids, of_row, positions, None if len(logits_at) == len(ids) else logits_at)

@@ -64,9 +64,10 @@ class Clocked(Relay):
     def __init__(self, model: Model, owner: str, made: list[Made]):
         super().__init__(model)
         self._owner, self._made = owner, made
+        self.takes_numbers = getattr(model, "takes_numbers", False)
 
     def forward(
-        self, ids: Tensor, rows: Tensor, positions: Tensor, cache: Any, precision: str, **options: Any
+        self, ids: Any, rows: Any, positions: Any, cache: Any, precision: str, **options: Any
     ) -> Tensor:
         """As `protocol.Model.forward`."""
         began = time.perf_counter()

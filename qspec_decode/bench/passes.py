@@ -66,13 +66,17 @@ class Warm:
         self.cache = model.new_cache(len(rows), position + MAX_WIDTH, precision)
         last = torch.arange(1, len(rows) + 1, device=model.device) * position - 1
         model.forward(*self._tokens(0, position), self.cache, precision, logits_at=last)
-        self._inputs = [self._tokens(position, width) for width in range(MAX_WIDTH + 1)]
+        inputs = [self._tokens(position, width) for width in range(MAX_WIDTH + 1)]
+        # in the form in which decoding passes them
+        self._inputs: list[Any] = inputs
+        if model.takes_numbers:
+            self._inputs = [tuple(tensor.tolist() for tensor in tensors) for tensors in inputs]
 
     def forward(self, kind: Pass) -> torch.Tensor:
         """Logits of the tokens at `position` and behind it."""
         inputs = self._inputs[kind.width]
         tokens = None if kind.rows is None else kind.rows * kind.width
-        ids, rows, positions = (tensor[:tokens] for tensor in inputs)
+        ids, rows, positions = (each[:tokens] for each in inputs)
         return self.model.forward(ids, rows, positions, self.cache, kind.precision, draft_head=kind.draft)
 
     def choose(self, kind: Pass) -> list[int]:

@@ -160,7 +160,7 @@ def drafts_keys_survive() -> AbstractContextManager[Any]:
     def forward(
         self: Transformer, ids: Any, rows: Any, positions: Any, cache: Any, precision: str, **given: Any
     ) -> Tensor:
-        tensors = (*cache.k, *cache.v)
+        tensors, rows, positions = (*cache.k, *cache.v), torch.as_tensor(rows), torch.as_tensor(positions)
         before = [held[rows, :, positions].clone() for held in tensors]
         out = exact(self, ids, rows, positions, cache, precision, **given)
         if precision == "w4a16" and given.get("phase") == "decode":

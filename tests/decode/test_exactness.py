@@ -189,6 +189,7 @@ def test_without_the_last_committed_token_in_the_verify_pass_the_cache_differs(
         if precision == "bf16" and options.get("logits_at") is None and len(ids) > 4:
             saved = [(k.clone(), v.clone()) for k, v in zip(cache.k, cache.v, strict=True)]
             out = forward(self, ids, rows, positions, cache, precision, **options)
+            rows, positions = torch.tensor(rows), torch.tensor(positions)
             first = positions == torch.stack([positions[rows == row].min() for row in rows])
             for (k, v), (old_k, old_v) in zip(zip(cache.k, cache.v, strict=True), saved, strict=True):
                 k[rows[first], :, positions[first]] = old_k[rows[first], :, positions[first]]

@@ -176,3 +176,18 @@ def test_padding_ids_cannot_be_drawn(family: Family, tmp_path: Path) -> None:
     assert model.vocab_size == 211
     assert torch.equal(masked[:, :200], plain[:, :200])
     assert torch.isneginf(masked[:, 200:]).all()
+
+
+@pytest.mark.parametrize("most", [0, 128])
+def test_numbers_give_the_bits_of_tensors(
+    model: Transformer, sequences: list[Tensor], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("qspec_decode.model.MAX_TOKENS", most)
+    ids = sequences[2]
+    expected, clean = alone(model, ids, "bf16")
+    cache, n = poisoned_cache(model, 1, "bf16"), len(ids) - 1
+    for first, last, at in ((0, 3, [2, 0]), (3, n, None), (n, n + 1, None)):
+        tokens = ids[first:last].tolist(), [0] * (last - first), list(range(first, last))
+        found = model.forward(*tokens, cache, "bf16", logits_at=at)
+        assert torch.equal(found, expected[first:last] if at is None else expected[first:last][at])
+    assert_same_cache(cache, 0, clean, len(ids))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qspec_decode.bench.clock import Clocked, Made
-from qspec_decode.protocol import Model, Relay, device_of, top2
+from qspec_decode.protocol import FlatTokens, Model, Relay, device_of, forward, top2
 from qspec_decode.sibling import Aligned
 from qspec_kernels import top2 as top2_of
 from tests.decode.tabular import TabularModel, random_tables
@@ -71,3 +71,33 @@ def test_a_models_own_choice_is_asked_for() -> None:
         own.asked = None
         assert all(map(torch.equal, top2(model, logits, cache), top2_of(logits)))
         assert [a is b for a, b in zip(own.asked, (logits, cache), strict=True)] == [True, True]
+
+
+class Counting(Asked):
+    """Wants its tokens as numbers."""
+
+    takes_numbers = True
+
+    def forward(
+        self, ids: Any, rows: Any, positions: Any, cache: Any, precision: str, **options: Any
+    ) -> Tensor:
+        tensors = map(torch.as_tensor, (ids, rows, positions))
+        logits = TabularModel.forward(self, *tensors, cache, precision, **options)
+        self.asked = (ids, rows, positions), options
+        return logits
+
+
+def test_a_model_gets_numbers_where_it_takes_them_and_tensors_elsewhere() -> None:
+    tables = random_tables(7, 1, {"w4a8": 0.3})
+    tokens = FlatTokens([3, 4], [1, 1], [0, 1], [1])
+    plain, counting = Asked(tables), Counting(tables)
+    for model in (plain, counting, Clocked(counting, "target", []), Relay(counting)):
+        # a relay may look at the tokens, and what it knows are tensors, unless it says otherwise
+        lists = isinstance(model, Counting | Clocked)
+        logits = forward(model, tokens, model.new_cache(2, 5, "bf16"), "w4a8", draft_head=True)
+        assert torch.equal(logits, tables["w4a8"][3, 4][None])
+        inputs, options = (plain if model is plain else counting).asked
+        inputs = (*inputs[:3], options["logits_at"])
+        assert [type(each) for each in inputs] == [list if lists else Tensor] * 4
+        assert [list(each) for each in inputs] == [[3, 4], [1, 1], [0, 1], [1]]
+        assert (options["draft_head"], options["phase"]) == (True, "decode")
