@@ -36,6 +36,8 @@ from tests.kernels.test_linear import (  # noqa: F401
     test_long_rows_with_one_scale,
     test_nan_scale_of_mxfp4,
     test_nan_stays_in_its_row,
+    test_one_scale_of_mxfp4_changes_no_other_row,
+    test_products_near_the_least_floats,
     test_weight_only,
 )
 from tests.kernels.test_rescore import (  # noqa: F401

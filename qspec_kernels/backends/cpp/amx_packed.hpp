@@ -3,7 +3,8 @@
 // Rows of x are first operands, up to sixteen a block, and sixteen output features a second one: a slice of a
 // chunk, expanded to bytes or BF16 values, is already the 32 bits of K of sixteen features that a row of it
 // holds. A step covers up to 64 bytes of K of one scale group; the last step of a group is filled with zeros.
-// Sums of a group leave the registers, are scaled and added, group after group.
+// Sums of a group leave the registers, are scaled and added, group after group; those of MXFP4 and BF16 stay,
+// for there a scale is part of the value (FoldedSteps).
 //
 // Integer sums are exact, so there the bits are those of any other path, and a few rows of x are left to
 // VNNI. Float sums follow the steps from the group's first, in the instruction's own order inside a step, and
@@ -16,86 +17,11 @@
 // many, parts of two tiles of features are expanded once for all blocks of x (for_panels).
 #pragma once
 
-#include "amx_tiles.hpp"
-#include "bf16_weights.hpp"
-#include "packed.hpp"
+#include "amx_steps.hpp"
 
 #if defined(QSPEC_HAS_TILES)
 
 namespace qspec {
-
-// Bytes: int8 codes of x times signed integer values, which for MXFP4 are doubled as in packed.hpp.
-template <class FormatOf>
-struct IntegerSteps {
-    using Format = FormatOf;
-    using Tiles = ByteTiles;
-    using Element = int8_t;
-    static constexpr int64_t kChunkBytes = 8;
-
-    uint8_t table[16];
-
-    IntegerSteps() {
-        for (int i = 0; i < 16; ++i) {
-            const float value = Format::kValues[i] * (Format::kOffset == 12 ? 2 : 1);
-            table[i] = static_cast<uint8_t>(static_cast<int8_t>(value));
-        }
-    }
-    void expand(const uint8_t* chunk, uint8_t* out) const {
-        const Bytes8 values = lookup(split_nibbles(load_bits(chunk)), table);
-        store_bits(out, values.low);
-        store_bits(out + 64, values.high);
-    }
-    // A step of one row of x, `count` elements and zeros behind them.
-    static void arrange(const int8_t* x, int64_t count, int64_t depth, uint8_t* out) {
-        memcpy(out, x, count);
-        memset(out + count, 0, depth * 8 - count);
-    }
-    static f32 weight_scale(const typename Format::Scale* p, const uint8_t* chunks) {
-        return Format::integer_scale(p, chunks);
-    }
-    static f32 scaled(const int32_t* sums, f32 weight_scale, float x_scale) {
-        return mul(to_float(load_bits(sums)), mul(weight_scale, set1(x_scale)));
-    }
-};
-
-// BF16: a slice of a chunk is a pair of its k, (0, 2), (4, 6), (1, 3), (5, 7).
-template <class FormatOf, class T>
-struct FloatSteps {
-    using Format = FormatOf;
-    using Tiles = Bf16Tiles;
-    using Element = T;
-    static constexpr int64_t kChunkBytes = 16;
-
-    i32 table;
-
-    FloatSteps() {
-        uint16_t entries[32];
-        for (int i = 0; i < 32; ++i) entries[i] = float_to_bf16(Format::kValues[i % 16]);
-        table = load_bits(entries);
-    }
-    void expand(const uint8_t* chunk, uint8_t* out) const {
-        const i32 codes = load_bits(chunk);
-        for_each_count<4>([&](auto slice) {
-            constexpr int s = decltype(slice)::value;
-            store_bits(out + s * 64, lookup_pairs<s>(codes, table));
-        });
-    }
-    static void arrange(const T* x, int64_t count, int64_t depth, uint8_t* out) {
-        uint16_t values[32] = {};
-        Bf16Weights::arrange(x, values, count);
-        const __m128i pairs = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-        for (int64_t c = 0; c < depth; ++c) {
-            const __m128i chunk = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + c * 8));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + c * 16), _mm_shuffle_epi8(chunk, pairs));
-        }
-    }
-    static f32 weight_scale(const typename Format::Scale* p, const uint8_t* chunks) {
-        return Format::scale(p, chunks);
-    }
-    static f32 scaled(const int32_t* sums, f32 weight_scale, float) {
-        return mul(from_bits(load_bits(sums)), weight_scale);
-    }
-};
 
 template <class Steps>
 struct TileCall {
@@ -112,6 +38,8 @@ struct TileCall {
     int64_t group_steps;         // steps in a group
     int64_t last_group_steps;    // steps in the last one
     const uint8_t* x = nullptr;  // [blocks][steps][rows][depth * kChunkBytes]
+    uint8_t* odd = nullptr;      // [tiles]: 1 where scales were found that do not fold; null: nothing folds
+    bool odd_ones = false;       // whether those are the tiles that the call is about, or the others
 
     TileCall(const PackedMatrix<Format>& weight, const float* x_scales, int64_t scale_columns,
              const Outputs& outputs, int64_t m)
@@ -125,9 +53,12 @@ struct TileCall {
         last_group_steps = (last + depth - 1) / depth;
     }
     int64_t blocks() const { return (m + rows - 1) / rows; }
+    bool wanted(int64_t tile) const {
+        return tile < weight.tiles && (odd == nullptr || (odd[tile] != 0) == odd_ones);
+    }
     bool streams() const {
         constexpr int64_t most = 16;  // blocks for which expanding anew was measured to be faster
-        return blocks() <= kStreamBlocks ||
+        return odd_ones || blocks() <= kStreamBlocks ||
                (blocks() <= most && kStreamBlocks * steps() * x_step_bytes() <= kStreamBytes);
     }
     int64_t first_step(int64_t g) const { return g * group_steps; }
@@ -135,6 +66,9 @@ struct TileCall {
     int64_t steps() const { return first_step(weight.groups - 1) + steps_of(weight.groups - 1); }
     int64_t row_bytes() const { return depth * Steps::kChunkBytes; }
     int64_t x_step_bytes() const { return rows * row_bytes(); }
+    const uint8_t* x_step(int64_t block, int64_t step) const {
+        return x + (block * steps() + step) * x_step_bytes();
+    }
     int64_t weight_step_bytes() const { return row_bytes() * 16; }  // of one tile
     TileConfig config() const { return {rows, row_bytes(), kTileRows}; }
     // One of the tiles side by side; where there are fewer, the last is computed again and stored once.
@@ -176,14 +110,38 @@ class StepCursor {
     const int64_t chunks_, group_chunks_, depth_;
 };
 
+// What is expanded of kTiles tiles side by side.
+template <int kTiles, class Steps>
+struct TilesBeside {
+    const uint8_t* data[kTiles];
+    const typename Steps::Format::Scale* scales[kTiles];
+    uint8_t* odd[kTiles];
+
+    TilesBeside(const TileCall<Steps>& call, int64_t tile) {
+        for (int t = 0; t < kTiles; ++t) {
+            const int64_t at = call.beside(tile, t);
+            data[t] = call.weight.tile(at);
+            scales[t] = call.weight.tile_scales(at);
+            odd[t] = call.odd ? call.odd + at : nullptr;
+        }
+    }
+};
+
 // A step of kTiles tiles side by side.
 template <int kTiles, class Steps>
-inline void expand_step(const Steps& kind, const uint8_t* const (&tiles)[kTiles], int64_t chunks,
-                        const StepCursor& step, int64_t tile_bytes, uint8_t* out) {
+inline void expand_step(const Steps& kind, const PackedMatrix<typename Steps::Format>& weight,
+                        const TilesBeside<kTiles, Steps>& tiles, const StepCursor& step, int64_t tile_bytes,
+                        uint8_t* out) {
     constexpr int64_t chunk_bytes = 16 * Steps::kChunkBytes;
-    const int64_t count = step.count(), next = (ahead(step.at(), chunks, kTiles) - step.at()) * 64;
+    const int64_t count = step.count(), next = (ahead(step.at(), weight.chunks, kTiles) - step.at()) * 64;
     for (int t = 0; t < kTiles; ++t, out += tile_bytes) {
-        const uint8_t* from = tiles[t] + step.at() * 64;
+        const uint8_t* from = tiles.data[t] + step.at() * 64;
+        if constexpr (Steps::kFolded) {
+            const int64_t g = step.at() / Steps::Format::kGroupChunks;
+            prefetch_scales(weight, tiles.scales[t], 0, g, kTiles);
+            if (!kind.expand_group(from, tiles.scales[t] + g * 16, from + next, out)) *tiles.odd[t] = 1;
+            continue;
+        }
         // as deep as a step can be, or as long as a group of 32
         if (count == 1024 / chunk_bytes) {
             expand_chunks<1024 / chunk_bytes>(kind, from, from + next, out);
@@ -204,12 +162,12 @@ class StepsAhead {
    public:
     StepsAhead(const TileCall<Steps>& call, int64_t tile, uint8_t* places)
         : kind_(call.kind),
-          chunks_(call.weight.chunks),
+          weight_(call.weight),
+          tiles_(call, tile),
           tile_bytes_(call.weight_step_bytes()),
           step_(call, 0),
           now_(places + kTiles * 1024),
           then_(places) {
-        for (int t = 0; t < kTiles; ++t) tiles_[t] = call.weight.tile(call.beside(tile, t));
         next();
     }
     const uint8_t* next() {
@@ -217,7 +175,7 @@ class StepsAhead {
         then_ = now_;
         now_ = expanded;
         if (!step_.done()) {
-            expand_step<kTiles>(kind_, tiles_, chunks_, step_, tile_bytes_, then_);
+            expand_step<kTiles>(kind_, weight_, tiles_, step_, tile_bytes_, then_);
             step_.advance();
         }
         return now_;
@@ -225,8 +183,9 @@ class StepsAhead {
 
    private:
     const Steps kind_;
-    const uint8_t* tiles_[kTiles];
-    const int64_t chunks_, tile_bytes_;
+    const PackedMatrix<typename Steps::Format> weight_;
+    const TilesBeside<kTiles, Steps> tiles_;
+    const int64_t tile_bytes_;
     StepCursor step_;
     uint8_t *now_, *then_;
 };
@@ -276,35 +235,56 @@ inline void add_scaled(const TileCall<Steps>& call, int64_t tile, int64_t block,
     });
 }
 
+// One step of kBlocks blocks of x times kTiles tiles.
+template <class Steps, int kBlocks, int kTiles>
+inline void multiply_step(const TileCall<Steps>& call, const uint8_t* x, const uint8_t* weights) {
+    const int64_t block_bytes = call.steps() * call.x_step_bytes(), row_bytes = call.row_bytes();
+    const int64_t tile_bytes = call.weight_step_bytes();
+    if constexpr (kBlocks > 2) {
+        multiply_many_by<typename Steps::Tiles, kBlocks>(x, block_bytes, row_bytes, weights);
+    } else if constexpr (kTiles == 4) {
+        multiply_by_many<typename Steps::Tiles, 4>(x, row_bytes, weights, tile_bytes);
+    } else {
+        multiply_tiles<typename Steps::Tiles, kBlocks, 2>(x, x + block_bytes, row_bytes, weights,
+                                                          weights + tile_bytes, 64);
+    }
+}
+
 // Groups [begin, end) of kBlocks blocks of x times kTiles tiles. All four registers of sums are stored where
 // three are used, so the last group has room for four.
 template <int kBatch, int kBlocks, int kTiles, class Steps, class Weights>
 inline void add_batches(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t begin, int64_t end,
                         Weights& weights, float* totals) {
-    const int64_t block_bytes = call.steps() * call.x_step_bytes();
-    const int64_t row_bytes = call.row_bytes(), step_bytes = call.x_step_bytes();
-    const int64_t tile_bytes = call.weight_step_bytes();
-    const uint8_t* x = call.x + block * block_bytes + call.first_step(begin) * step_bytes;
+    const int64_t step_bytes = call.x_step_bytes();
+    const uint8_t* x = call.x_step(block, call.first_step(begin));
     alignas(64) int32_t sums[((kBatch - 1) * kTiles * kBlocks + 4) * kSumLanes];
     for (int64_t first = begin; first < end; first += kBatch) {
         const int64_t groups = end - first < kBatch ? end - first : kBatch;
         for (int64_t g = 0; g < groups; ++g) {
             zero_sums();
-            for (int64_t s = call.steps_of(first + g); s > 0; --s, x += step_bytes) {
-                const uint8_t* step = weights.next();
-                if constexpr (kBlocks > 2) {
-                    multiply_many_by<typename Steps::Tiles, kBlocks>(x, block_bytes, row_bytes, step);
-                } else if constexpr (kTiles == 4) {
-                    multiply_by_many<typename Steps::Tiles, 4>(x, row_bytes, step, tile_bytes);
-                } else {
-                    multiply_tiles<typename Steps::Tiles, kBlocks, 2>(x, x + block_bytes, row_bytes, step,
-                                                                      step + tile_bytes, 64);
-                }
-            }
+            for (int64_t s = call.steps_of(first + g); s > 0; --s, x += step_bytes)
+                multiply_step<Steps, kBlocks, kTiles>(call, x, weights.next());
             store_sums<kTiles * kBlocks == 2 ? 1 : 2, 2>(sums + g * kTiles * kBlocks * kSumLanes, 64);
         }
         add_scaled<kBatch, kBlocks, kTiles>(call, tile, block, first, groups, sums, totals);
     }
+}
+
+// The same where scales are in the weights: sums go on in the registers, from group to group.
+template <int kBlocks, int kTiles, class Steps, class Weights>
+inline void add_folded(const TileCall<Steps>& call, int64_t block, int64_t begin, int64_t end,
+                       Weights& weights, float* totals) {
+    constexpr int kFirst = kTiles * kBlocks == 2 ? 1 : 2;
+    const int64_t step_bytes = call.x_step_bytes();
+    const uint8_t* x = call.x_step(block, begin);
+    if (begin == 0) {
+        zero_sums();
+    } else {
+        load_sums<kFirst, 2>(totals, 64);
+    }
+    for (int64_t g = begin; g < end; ++g, x += step_bytes)
+        multiply_step<Steps, kBlocks, kTiles>(call, x, weights.next());
+    store_sums<kFirst, 2>(totals, 64);
 }
 
 // Sums of short groups are kept until there are four and then scaled together: a sum just stored is slow to
@@ -312,7 +292,9 @@ inline void add_batches(const TileCall<Steps>& call, int64_t tile, int64_t block
 template <int kBlocks, int kTiles, class Steps, class Weights>
 inline void add_groups(const TileCall<Steps>& call, int64_t tile, int64_t block, int64_t begin, int64_t end,
                        Weights& weights, float* totals) {
-    if (call.group_steps > 1) {
+    if constexpr (Steps::kFolded) {
+        add_folded<kBlocks, kTiles>(call, block, begin, end, weights, totals);
+    } else if (call.group_steps > 1) {
         add_batches<1, kBlocks, kTiles>(call, tile, block, begin, end, weights, totals);
     } else {
         add_batches<4, kBlocks, kTiles>(call, tile, block, begin, end, weights, totals);
@@ -322,10 +304,12 @@ inline void add_groups(const TileCall<Steps>& call, int64_t tile, int64_t block,
 template <int kBlocks, int kTiles, class Steps>
 inline void finish_totals(const TileCall<Steps>& call, int64_t tile, int64_t block, const float* totals) {
     for (int b = 0; b < kBlocks; ++b)
-        for (int t = 0; t < kTiles && tile + t < call.weight.tiles; ++t)
+        for (int t = 0; t < kTiles; ++t) {
+            if (!call.wanted(tile + t)) continue;
             for (int64_t i = 0; i < call.rows && (block + b) * call.rows + i < call.m; ++i)
                 call.outputs.finish((block + b) * call.rows + i, (tile + t) * 16,
                                     load(totals + (kTiles * b + t) * kSumLanes + i * 16));
+        }
 }
 
 // Groups of a part: 8 KB of them when they are expanded, for x and the sums want the first-level cache, too.
@@ -347,11 +331,11 @@ inline void tile_panel(const TileCall<Steps>& call, int64_t begin, int64_t end, 
     for_panels(
         call.blocks(), parts, (end - begin + 1) / 2,
         [&](int64_t part, int64_t pair) {
-            const int64_t tile = begin + 2 * pair, stop = call.weight.group_end(part_end(part) - 1);
-            const uint8_t* const tiles[2] = {call.weight.tile(tile), call.weight.tile(call.beside(tile, 1))};
+            const TilesBeside<2, Steps> tiles(call, begin + 2 * pair);
+            const int64_t stop = call.weight.group_end(part_end(part) - 1);
             uint8_t* to = expanded;
             for (StepCursor step(call, part * each); step.at() < stop; step.advance(), to += pair_bytes)
-                expand_step<2>(call.kind, tiles, call.weight.chunks, step, pair_bytes / 2, to);
+                expand_step<2>(call.kind, call.weight, tiles, step, pair_bytes / 2, to);
         },
         [&](auto blocks, int64_t part, int64_t pair, int64_t block, int64_t at) {
             constexpr int kBlocks = decltype(blocks)::value;
@@ -364,12 +348,20 @@ inline void tile_panel(const TileCall<Steps>& call, int64_t begin, int64_t end, 
         });
 }
 
+template <class Steps>
+inline bool any_wanted(const TileCall<Steps>& call, int64_t tile, int64_t count) {
+    bool any = false;
+    for (int64_t t = tile; t < tile + count; ++t) any = any || call.wanted(t);
+    return any;
+}
+
 // Tiles [begin, end) for up to four blocks of x from `block` on: the sums of one block times four tiles, of
 // two times two, or of three or four times one fill the registers.
 template <int kBlocks, class Steps>
 inline void tile_stream(const TileCall<Steps>& call, int64_t begin, int64_t end, int64_t block) {
     constexpr int kTiles = 4 / kBlocks;
     for (int64_t tile = begin; tile < end; tile += kTiles) {
+        if (call.odd_ones && !any_wanted(call, tile, kTiles)) continue;
         alignas(64) uint8_t places[2 * kTiles * 1024];
         alignas(64) float totals[4 * kSumLanes] = {};
         StepsAhead<kTiles, Steps> weights(call, tile, places);
@@ -445,14 +437,36 @@ inline int tile_integer_linear(const int8_t* codes, const float* x_scales, int64
     return run_tiles(call, codes, threads);
 }
 
+// Tiles whose scales do not fold are found on the way and make a call of their own.
+template <class T>
+inline int folded_linear(const T* x, const PackedMatrix<Mxfp4>& weight, const Outputs& outputs, int64_t m,
+                         int64_t threads) {
+    Scratch<uint8_t> odd(weight.tiles);
+    if (!odd.ok()) return kOutOfMemory;
+    memset(odd.get(), 0, weight.tiles);
+    TileCall<FoldedSteps<T>> folded(weight, nullptr, 0, outputs, m);
+    folded.odd = odd.get();
+    const int status = run_tiles(folded, x, threads);
+    if (status != kDone || !memchr(odd.get(), 1, weight.tiles)) return status;
+    TileCall<FloatSteps<Mxfp4, T>> rest(weight, nullptr, 0, outputs, m);
+    rest.odd = odd.get();
+    rest.odd_ones = true;
+    return run_tiles(rest, x, threads);
+}
+
 template <class Format>
 inline int tile_float_linear(const void* x, const PackedMatrix<Format>& weight, const Outputs& outputs,
                              int64_t m, int64_t threads) {
     int status = kDone;
     with_element(outputs.bf16, [&](auto element) {
         using T = decltype(element);
-        TileCall<FloatSteps<Format, T>> call(weight, nullptr, 0, outputs, m);
-        status = run_tiles(call, static_cast<const T*>(x), threads);
+        const T* rows = static_cast<const T*>(x);
+        if constexpr (Format::kFolds) {
+            status = folded_linear(rows, weight, outputs, m, threads);
+        } else {
+            TileCall<FloatSteps<Format, T>> call(weight, nullptr, 0, outputs, m);
+            status = run_tiles(call, rows, threads);
+        }
     });
     return status;
 }

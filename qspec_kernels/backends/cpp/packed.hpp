@@ -14,6 +14,7 @@ namespace qspec {
 struct Int4 {
     using Scale = uint16_t;
     static constexpr int kOffset = 8;
+    static constexpr bool kFolds = false;
     static constexpr int kGroupChunks = 0;  // known at run time
     static constexpr float kValues[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
@@ -27,6 +28,7 @@ struct Int4 {
 struct Mxfp4 {
     using Scale = uint8_t;
     static constexpr int kOffset = 12;
+    static constexpr bool kFolds = true;  // a scale is a power of two
     static constexpr int kGroupChunks = 4;
     static constexpr float kValues[16] = {0,     .5f,  1,  1.5f,  2,  3,  4,  6,
                                           -0.0f, -.5f, -1, -1.5f, -2, -3, -4, -6};
@@ -39,6 +41,13 @@ struct Mxfp4 {
     static f32 scale(const Scale* p, const uint8_t* chunks) { return scale_below(p, chunks, 127); }
     static f32 integer_scale(const Scale* p, const uint8_t* chunks) { return scale_below(p, chunks, 128); }
 
+    // Of the rows of a block: 0 where all values are zeros.
+    static i32 magnitudes(const uint8_t* chunks) {
+        i32 largest = set1(0);
+        for (int c = 0; c < kGroupChunks; ++c)
+            largest = max(largest, bit_and(load_bits(chunks + c * 64), set1(0x77777777)));
+        return largest;
+    }
     // 2^(E - bias).
     static f32 scale_below(const Scale* p, const uint8_t* chunks, int32_t bias) {
         if (!all_between<2, 254>(p)) return rare_scale_below(p, chunks, bias);
@@ -47,11 +56,8 @@ struct Mxfp4 {
     // The scale of zeros is 2^-127, which is subnormal, and every product with it would cost Intel's cores
     // more than the whole block: 1 makes the same zeros of the rows' sums.
     static f32 rare_scale_below(const Scale* p, const uint8_t* chunks, int32_t bias) {
-        i32 magnitudes = set1(0);
-        for (int c = 0; c < kGroupChunks; ++c)
-            magnitudes = max(magnitudes, bit_and(load_bits(chunks + c * 64), set1(0x77777777)));
         const i32 e = from_bytes(p), value = bits(power_of_two(add(e, set1(-bias))));
-        const i32 least = if_equal(magnitudes, set1(0), bits(set1(1.0f)), value);
+        const i32 least = if_equal(magnitudes(chunks), set1(0), bits(set1(1.0f)), value);
         return from_bits(if_equal(e, set1(0), least, if_equal(e, set1(255), set1(0x7fc00000), value)));
     }
 };
