@@ -143,7 +143,8 @@ class Transformer:
     ) -> Float[Tensor, "wanted vocab"]:
         """Logits of the next token after each token of a flat batch; see `protocol.Model.forward`.
 
-        Keys and values of every token are in `cache` afterwards. float32, float64 in a float64 model.
+        Keys and values of every token are in `cache` afterwards. float32, float64 in a float64 model. Numbers
+        may come as lists, which cost a pass that is replayed less than tensors do.
         Logits of few tokens are good until the next pass over the same cache.
 
         Raises
