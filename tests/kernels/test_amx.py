@@ -34,11 +34,14 @@ from tests.kernels.test_linear import (  # noqa: F401
     test_integers_of_any_shape,
     test_leading_dimensions_and_strides,
     test_long_rows_with_one_scale,
-    test_nan_scale_of_mxfp4,
     test_nan_stays_in_its_row,
+    test_weight_only,
+)
+from tests.kernels.test_mxfp4_scales import (  # noqa: F401
+    test_least_scales_of_mxfp4,
+    test_nan_scale_of_mxfp4,
     test_one_scale_of_mxfp4_changes_no_other_row,
     test_products_near_the_least_floats,
-    test_weight_only,
 )
 from tests.kernels.test_rescore import (  # noqa: F401
     test_any_shape,
