@@ -37,7 +37,6 @@ class TokenBuffer:
     ):
         self.capacity = capacity
         self.texts = [list(prompt) for prompt in prompts]
-        self._device = torch.device(device)
         shape = len(prompts), capacity if fixed else 0
         self.ids: Int64[Tensor, "batch capacity"] = torch.zeros(shape, dtype=torch.int64, device=device)
 
@@ -51,7 +50,7 @@ class TokenBuffer:
         held = torch.zeros(self.ids.shape, dtype=torch.int64)
         for row, text in zip(held, self.texts, strict=True):
             row[: len(text)] = torch.tensor(text)
-        self.ids.copy_(held.to(self._device))
+        self.ids.copy_(held.to(self.ids.device))
 
     def write(self, row: int, position: int, ids: Sequence[int]) -> None:
         """Set ids of a row from a position on, no further than behind its last one."""

@@ -361,7 +361,7 @@ template <int kBlocks, class Steps>
 inline void tile_stream(const TileCall<Steps>& call, int64_t begin, int64_t end, int64_t block) {
     constexpr int kTiles = 4 / kBlocks;
     for (int64_t tile = begin; tile < end; tile += kTiles) {
-        if (call.odd_ones && !any_wanted(call, tile, kTiles)) continue;
+        if (!any_wanted(call, tile, kTiles)) continue;
         alignas(64) uint8_t places[2 * kTiles * 1024];
         alignas(64) float totals[4 * kSumLanes] = {};
         StepsAhead<kTiles, Steps> weights(call, tile, places);
